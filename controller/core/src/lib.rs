@@ -1,0 +1,7 @@
+//! The controller's brain: the world as it is known, and every decision about it.
+//!
+//! [`decide::Brain`] is the only door the shell uses: events go in, decisions and what must be committed come out. No
+//! I/O, no clock, no randomness: equal input, equal output.
+
+pub mod decide;
+pub mod world;

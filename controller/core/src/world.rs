@@ -1,0 +1,498 @@
+//! Nodes, GPUs and placements at one revision, with what is derived from them.
+//!
+//! Claims, reservations, queue, deadlines and the look-ups by uid, request id and VM are derived from placements and
+//! nodes and kept up to date here, by the only functions that change either. [`crate::invariants`] recomputes them all.
+//! The maps are persistent: a clone is cheap, so that readers get a snapshot and never wait.
+
+pub mod index;
+
+use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, Verdict};
+use berth_model::id::ClusterName;
+use berth_model::node::{BootId, Cordon, HostFacts};
+use berth_model::pci::DeviceAddress;
+use berth_model::placement::{CurrentStep, Drift, Phase, Placement};
+use berth_model::reason::Unavailable;
+use berth_model::request::Resources;
+use berth_model::vm::{ObservedVm, VmSelector};
+use berth_model::{ModelName, NodeName, PlacementName, PlacementUid, RequestId, Timestamp, VmId};
+use imbl::{OrdMap, OrdSet};
+use index::Index;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Whether a node's agent is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Its session is open.
+    Connected {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It has none, or has not been heard of for too long.
+    Disconnected {
+        /// Since when; the controller's own start when it was never connected since.
+        since: Timestamp,
+    },
+}
+
+/// How good the view of a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Nothing was reported in this session yet; what is known is memory.
+    NotReported,
+    /// The last listing was complete.
+    Complete,
+    /// The last listing failed; what is known is from before.
+    Failed {
+        /// In the agent's words.
+        why: String,
+    },
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// What it is.
+    pub facts: HostFacts,
+    /// Its agent's version.
+    pub agent_version: String,
+    /// When it first connected.
+    pub first_seen: Timestamp,
+    /// Reasons not to place anything new on it.
+    pub cordons: Vec<Cordon>,
+    /// How often its record was written.
+    pub version: u64,
+    /// Version of its desired state.
+    pub generation: u64,
+    /// Whether its agent is there.
+    pub link: Link,
+    /// How good the view of it is.
+    pub view: View,
+    /// Its current boot, once reported since the controller started.
+    pub boot: Option<BootId>,
+    /// Its GPUs: every one it ever reported.
+    pub gpus: BTreeMap<DeviceAddress, Gpu>,
+    /// Its VMs as last reported.
+    pub vms: BTreeMap<VmId, ObservedVm>,
+    /// What placements reserve of it.
+    pub reserved: Resources,
+}
+
+/// One GPU of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// As last reported. Before the first report since the controller's start: the survey from the store, state unknown.
+    pub observed: ObservedGpu,
+    /// When it was last reported since the controller's start.
+    pub observed_at: Option<Timestamp>,
+    /// The placement that owns it.
+    pub claim: Option<PlacementName>,
+}
+
+impl Gpu {
+    /// Its model.
+    pub fn model(&self) -> &ModelName {
+        &self.observed.survey.model
+    }
+}
+
+impl Node {
+    /// Whether new placements may use it, as far as the node as a whole goes.
+    pub fn not_ready(&self) -> Option<Unavailable> {
+        match (&self.link, &self.view) {
+            (Link::Disconnected { since }, _) => Some(Unavailable::NodeDisconnected { since: *since }),
+            (Link::Connected { .. }, View::NotReported) => Some(Unavailable::NodeNotFresh),
+            (Link::Connected { .. }, View::Failed { why }) => Some(Unavailable::SurveyFailed { why: why.clone() }),
+            (Link::Connected { .. }, View::Complete) => None,
+        }
+    }
+
+    /// The cordons on it, as a reason.
+    pub fn cordoned(&self) -> Option<Unavailable> {
+        (!self.cordons.is_empty())
+            .then(|| Unavailable::Cordoned { labels: self.cordons.iter().map(|c| c.label.clone()).collect() })
+    }
+
+    /// Every reason why a GPU of this node is not available; empty means that it is. The one place where
+    /// "available = surveyed assignable ∧ healthy ∧ unclaimed ∧ not cordoned ∧ in host or pool ∧ node ready" is written.
+    pub fn unavailable(&self, gpu: &Gpu) -> Vec<Unavailable> {
+        let mut reasons = Vec::new();
+        reasons.extend(self.not_ready());
+        reasons.extend(self.cordoned());
+        reasons.extend(gpu.own_reasons());
+        reasons
+    }
+
+    /// Whether a GPU is available: [`Node::unavailable`] without building the reasons.
+    pub fn is_available(&self, gpu: &Gpu) -> bool {
+        matches!((&self.link, &self.view), (Link::Connected { .. }, View::Complete)) && self.cordons.is_empty() && gpu.is_usable()
+    }
+
+    /// Processor and memory not reserved by placements.
+    pub fn left(&self) -> Resources {
+        Resources {
+            cpu_milli: self.facts.cpu_milli.saturating_sub(self.reserved.cpu_milli),
+            memory_bytes: self.facts.memory_bytes.saturating_sub(self.reserved.memory_bytes),
+        }
+    }
+
+    /// The failure domain it counts for.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        self.facts.cluster.as_ref()
+    }
+}
+
+impl Gpu {
+    /// The reasons that lie in the GPU itself, not in its node.
+    fn own_reasons(&self) -> Vec<Unavailable> {
+        let mut reasons = Vec::new();
+        match &self.observed.survey.verdict {
+            Verdict::Assignable => {}
+            Verdict::Blocked(findings) => reasons.push(Unavailable::NotAssignable(findings.clone())),
+            Verdict::NotMeasured => reasons.push(Unavailable::NotMeasured),
+        }
+        match &self.observed.health {
+            GpuHealth::Ok => {}
+            GpuHealth::Quarantined(reason) => reasons.push(Unavailable::Quarantined(reason.clone())),
+            GpuHealth::NeedsHostReboot => reasons.push(Unavailable::NeedsHostReboot),
+        }
+        if let Some(by) = &self.claim {
+            reasons.push(Unavailable::Claimed { by: by.clone() });
+        }
+        match &self.observed.state {
+            GpuState::Host { .. } | GpuState::Pooled => {}
+            // In its own placement's VM it is claimed; that says enough.
+            GpuState::Attached { .. } if self.claim.is_some() => {}
+            GpuState::Attached { vm } => reasons.push(Unavailable::InVm { vm: vm.clone() }),
+            GpuState::Stale { vm } => reasons.push(Unavailable::StaleRecord { vm: vm.clone() }),
+            GpuState::Missing => reasons.push(Unavailable::Missing),
+            GpuState::Unknown => reasons.push(Unavailable::Unknown),
+        }
+        reasons
+    }
+
+    fn is_usable(&self) -> bool {
+        self.claim.is_none()
+            && self.observed.survey.verdict == Verdict::Assignable
+            && self.observed.health == GpuHealth::Ok
+            && matches!(self.observed.state, GpuState::Host { .. } | GpuState::Pooled)
+    }
+}
+
+/// What an agent last said about a live placement. Not stored: it comes again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// The step it is at.
+    pub step: Option<CurrentStep>,
+    /// How it differs from what is wanted, and since when.
+    pub drift: Option<(Timestamp, Drift)>,
+}
+
+/// Everything known, at one revision.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    nodes: OrdMap<NodeName, Arc<Node>>,
+    placements: OrdMap<PlacementName, Arc<Placement>>,
+    live: OrdMap<PlacementName, Arc<Live>>,
+    by_uid: OrdMap<PlacementUid, PlacementName>,
+    by_request: OrdMap<RequestId, PlacementName>,
+    /// Live placements by the VM they name and, once known, by its id.
+    by_vm: OrdMap<VmSelector, PlacementName>,
+    /// Placements that own GPUs of a node.
+    on_node: OrdMap<NodeName, OrdSet<PlacementName>>,
+    /// Queued placements, oldest first.
+    queue: OrdSet<(Timestamp, PlacementName)>,
+    /// When phases end by themselves, earliest first.
+    deadlines: OrdSet<(Timestamp, PlacementName)>,
+    /// Where VMs were last seen.
+    vm_nodes: OrdMap<VmId, NodeName>,
+    /// VMs by lower-cased name: names are not unique.
+    vm_names: OrdMap<String, OrdSet<(NodeName, VmId)>>,
+    /// Placements that are over, oldest first: the history that may be forgotten.
+    over: OrdSet<(Timestamp, PlacementName)>,
+    index: Index,
+}
+
+fn name_key(name: &str) -> String {
+    name.to_ascii_lowercase()
+}
+
+/// The look-up key of a VM selector: names without regard to case.
+fn vm_key(selector: &VmSelector) -> VmSelector {
+    match selector {
+        VmSelector::Id(_) => selector.clone(),
+        VmSelector::Name(name) => {
+            // Lower-casing ASCII cannot make a legal name illegal.
+            VmSelector::Name(berth_model::VmName::new(name_key(name.as_str())).unwrap_or_else(|_| name.clone()))
+        }
+    }
+}
+
+impl World {
+    /// One node.
+    pub fn node(&self, name: &NodeName) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    /// All nodes in order of name.
+    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// Nodes whose name comes after `after`, in order.
+    pub fn nodes_after(&self, after: Option<&NodeName>) -> impl Iterator<Item = &Arc<Node>> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |name| Bound::Excluded(name.clone()));
+        self.nodes.range((from, Bound::Unbounded)).map(|(_, node)| node)
+    }
+
+    /// How many nodes there are.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// One placement, live or over.
+    pub fn placement(&self, name: &PlacementName) -> Option<&Arc<Placement>> {
+        self.placements.get(name)
+    }
+
+    /// One placement by its uid.
+    pub fn placement_by_uid(&self, uid: &PlacementUid) -> Option<&Arc<Placement>> {
+        self.placements.get(self.by_uid.get(uid)?)
+    }
+
+    /// The placement that a request id made.
+    pub fn placement_by_request(&self, id: &RequestId) -> Option<&Arc<Placement>> {
+        self.placements.get(self.by_request.get(id)?)
+    }
+
+    /// The live placement of a VM.
+    pub fn placement_by_vm(&self, vm: &VmSelector) -> Option<&Arc<Placement>> {
+        self.placements.get(self.by_vm.get(&vm_key(vm))?)
+    }
+
+    /// All placements in order of name.
+    pub fn placements(&self) -> impl Iterator<Item = &Arc<Placement>> {
+        self.placements.values()
+    }
+
+    /// Placements whose name comes after `after`, in order.
+    pub fn placements_after(&self, after: Option<&PlacementName>) -> impl Iterator<Item = &Arc<Placement>> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |name| Bound::Excluded(name.clone()));
+        self.placements.range((from, Bound::Unbounded)).map(|(_, placement)| placement)
+    }
+
+    /// How many placements there are, live and over.
+    pub fn placement_count(&self) -> usize {
+        self.placements.len()
+    }
+
+    /// Placements that own GPUs of a node, in order of name.
+    pub fn placements_on<'a>(&'a self, node: &NodeName) -> impl Iterator<Item = &'a Arc<Placement>> + use<'a> {
+        self.on_node.get(node).into_iter().flatten().filter_map(|name| self.placements.get(name))
+    }
+
+    /// What the agent last said about a placement.
+    pub fn live(&self, name: &PlacementName) -> Option<&Arc<Live>> {
+        self.live.get(name)
+    }
+
+    /// Queued placements, oldest first.
+    pub fn queue(&self) -> impl Iterator<Item = &PlacementName> {
+        self.queue.iter().map(|(_, name)| name)
+    }
+
+    /// How many placements are queued.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Placements whose phase has ended by itself at `now`, earliest first.
+    pub fn due(&self, now: Timestamp) -> impl Iterator<Item = &PlacementName> {
+        self.deadlines.iter().take_while(move |(at, _)| *at <= now).map(|(_, name)| name)
+    }
+
+    /// The next moment at which a phase ends by itself.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.deadlines.get_min().map(|(at, _)| *at)
+    }
+
+    /// Placements that are over, oldest first.
+    pub fn over(&self) -> impl Iterator<Item = &(Timestamp, PlacementName)> {
+        self.over.iter()
+    }
+
+    /// How many placements are over.
+    pub fn over_count(&self) -> usize {
+        self.over.len()
+    }
+
+    /// Where VMs that a selector means were last seen, in order of node.
+    pub fn find_vms(&self, selector: &VmSelector) -> Vec<(NodeName, VmId)> {
+        match selector {
+            VmSelector::Id(id) => self.vm_nodes.get(id).map(|node| (node.clone(), id.clone())).into_iter().collect(),
+            VmSelector::Name(name) => {
+                self.vm_names.get(&name_key(name.as_str())).into_iter().flatten().cloned().collect()
+            }
+        }
+    }
+
+    /// The index for scheduling.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Changes one node through `change` and brings everything derived from it up to date.
+    pub fn update_node(&mut self, name: &NodeName, change: impl FnOnce(&mut Node)) {
+        let Some(slot) = self.nodes.get_mut(name) else { return };
+        let before = Arc::clone(slot);
+        change(Arc::make_mut(slot));
+        let after = Arc::clone(slot);
+        self.reindex(Some(&before), Some(&after));
+    }
+
+    /// Adds a node that was not known, with its GPUs; claims and reservations of placements already known are derived.
+    pub fn insert_node(&mut self, mut node: Node) {
+        node.reserved = Resources::default();
+        for gpu in node.gpus.values_mut() {
+            gpu.claim = None;
+        }
+        for placement in self.on_node.get(&node.name).into_iter().flatten().filter_map(|name| self.placements.get(name)) {
+            claim(&mut node, placement);
+        }
+        let after = Arc::new(node);
+        let before = self.nodes.insert(after.name.clone(), Arc::clone(&after));
+        self.reindex(before.as_deref(), Some(&after));
+    }
+
+    fn reindex(&mut self, before: Option<&Node>, after: Option<&Node>) {
+        let vms = |node: Option<&Node>| node.map(|n| &n.vms).into_iter().flatten().map(|(id, vm)| (id.clone(), vm.name.clone())).collect::<BTreeMap<_, _>>();
+        let same_vms = matches!((before, after), (Some(b), Some(a)) if b.vms == a.vms);
+        if !same_vms {
+            if let Some(node) = before {
+                for (id, name) in vms(before) {
+                    if self.vm_nodes.get(&id) == Some(&node.name) {
+                        self.vm_nodes.remove(&id);
+                    }
+                    let key = name_key(name.as_str());
+                    if let Some(set) = self.vm_names.get_mut(&key) {
+                        set.remove(&(node.name.clone(), id));
+                        if set.is_empty() {
+                            self.vm_names.remove(&key);
+                        }
+                    }
+                }
+            }
+            if let Some(node) = after {
+                for (id, name) in vms(after) {
+                    self.vm_nodes.insert(id.clone(), node.name.clone());
+                    self.vm_names.entry(name_key(name.as_str())).or_default().insert((node.name.clone(), id));
+                }
+            }
+        }
+        self.index.node_changed(before, after);
+    }
+
+    /// Puts a placement in the place of the one of its name, if any, and brings everything derived from it up to date.
+    pub fn put_placement(&mut self, placement: Placement) {
+        let name = placement.name().clone();
+        self.forget(&name);
+        let placement = Arc::new(placement);
+        self.by_uid.insert(placement.uid.clone(), name.clone());
+        self.by_request.insert(placement.request.request_id.clone(), name.clone());
+        if placement.phase.is_live() {
+            self.by_vm.insert(vm_key(&placement.request.vm), name.clone());
+            if let Some(id) = &placement.vm_id {
+                self.by_vm.insert(VmSelector::Id(id.clone()), name.clone());
+            }
+        } else {
+            self.over.insert((placement.phase_since, name.clone()));
+            self.live.remove(&name);
+        }
+        if let Some(until) = placement.phase.deadline() {
+            self.deadlines.insert((until, name.clone()));
+        }
+        if matches!(placement.phase, Phase::Queued { .. }) {
+            self.queue.insert((placement.created, name.clone()));
+        }
+        if let (true, Some(assignment)) = (placement.phase.holds_claims(), &placement.assignment) {
+            self.on_node.entry(assignment.node.clone()).or_default().insert(name.clone());
+            let node = assignment.node.clone();
+            let owner = Arc::clone(&placement);
+            self.update_node(&node, |node| claim(node, &owner));
+        }
+        self.placements.insert(name, placement);
+    }
+
+    /// Removes a placement from the history. What it owned is free.
+    pub fn remove_placement(&mut self, name: &PlacementName) {
+        self.forget(name);
+        self.placements.remove(name);
+        self.live.remove(name);
+    }
+
+    /// Takes a placement out of everything derived.
+    fn forget(&mut self, name: &PlacementName) {
+        let Some(old) = self.placements.get(name).cloned() else { return };
+        self.by_uid.remove(&old.uid);
+        self.by_request.remove(&old.request.request_id);
+        for key in std::iter::once(vm_key(&old.request.vm)).chain(old.vm_id.clone().map(VmSelector::Id)) {
+            if self.by_vm.get(&key) == Some(name) {
+                self.by_vm.remove(&key);
+            }
+        }
+        self.over.remove(&(old.phase_since, name.clone()));
+        self.queue.remove(&(old.created, name.clone()));
+        if let Some(until) = old.phase.deadline() {
+            self.deadlines.remove(&(until, name.clone()));
+        }
+        if let (true, Some(assignment)) = (old.phase.holds_claims(), &old.assignment) {
+            if let Some(set) = self.on_node.get_mut(&assignment.node) {
+                set.remove(name);
+                if set.is_empty() {
+                    self.on_node.remove(&assignment.node);
+                }
+            }
+            let node = assignment.node.clone();
+            self.update_node(&node, |node| unclaim(node, &old));
+        }
+    }
+
+    /// Notes what an agent said about a placement.
+    pub fn update_live(&mut self, name: &PlacementName, change: impl FnOnce(&mut Live)) {
+        if self.placements.get(name).is_none_or(|p| p.phase.is_over()) {
+            return;
+        }
+        let slot = self.live.entry(name.clone()).or_default();
+        change(Arc::make_mut(slot));
+    }
+}
+
+fn claim(node: &mut Node, placement: &Placement) {
+    let Some(assignment) = &placement.assignment else { return };
+    for assigned in &assignment.gpus {
+        if let Some(gpu) = node.gpus.get_mut(&assigned.address) {
+            gpu.claim = Some(placement.name().clone());
+        }
+    }
+    let Resources { cpu_milli, memory_bytes } = placement.request.resources;
+    node.reserved.cpu_milli = node.reserved.cpu_milli.saturating_add(cpu_milli);
+    node.reserved.memory_bytes = node.reserved.memory_bytes.saturating_add(memory_bytes);
+}
+
+fn unclaim(node: &mut Node, placement: &Placement) {
+    let Some(assignment) = &placement.assignment else { return };
+    for assigned in &assignment.gpus {
+        if let Some(gpu) = node.gpus.get_mut(&assigned.address) {
+            if gpu.claim.as_ref() == Some(placement.name()) {
+                gpu.claim = None;
+            }
+        }
+    }
+    let Resources { cpu_milli, memory_bytes } = placement.request.resources;
+    node.reserved.cpu_milli = node.reserved.cpu_milli.saturating_sub(cpu_milli);
+    node.reserved.memory_bytes = node.reserved.memory_bytes.saturating_sub(memory_bytes);
+}

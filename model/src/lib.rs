@@ -1,0 +1,20 @@
+//! The words of Berth: ids, GPUs, virtual machines, requests, placements and the reasons for every refusal.
+//!
+//! Owns the vocabulary and the checks that make a value of it legal at all. Must never do I/O, be async, read a clock,
+//! or know how a value looks on the wire or in the store.
+
+pub mod desired;
+pub mod gpu;
+pub mod id;
+pub mod inventory;
+pub mod node;
+pub mod pci;
+pub mod placement;
+pub mod reason;
+pub mod request;
+pub mod time;
+pub mod trace;
+pub mod vm;
+
+pub use id::{GpuId, ModelName, NodeName, PlacementName, PlacementUid, RequestId, VmId, VmName};
+pub use time::Timestamp;

@@ -1,0 +1,90 @@
+//! What a host shows, unknown included.
+
+use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
+use berth_model::node::BootId;
+use berth_model::pci::DeviceAddress;
+use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use berth_model::VmId;
+use std::collections::BTreeMap;
+
+/// Settings of a VM that matter to device assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSettings {
+    /// What the host does with it on shutdown. Must not be [`StopAction::Save`].
+    pub stop_action: StopAction,
+    /// Guest-controlled cache types (write combining), wanted for GPUs.
+    pub guest_cache_types: bool,
+    /// Address space below 4 GiB, in bytes.
+    pub mmio_low_bytes: u64,
+    /// Address space above 4 GiB, in bytes.
+    pub mmio_high_bytes: u64,
+    /// Static memory; dynamic memory excludes device assignment.
+    pub static_memory: bool,
+    /// Checkpoints enabled.
+    pub checkpoints: bool,
+}
+
+/// What the host does with a running VM when it shuts down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StopAction {
+    /// Pull the plug.
+    TurnOff,
+    /// Save its state; not allowed with an assigned device.
+    Save,
+    /// Shut the guest down.
+    ShutDown,
+}
+
+/// One VM with its settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmView {
+    /// What is reported of it.
+    pub vm: ObservedVm,
+    /// What is not.
+    pub settings: VmSettings,
+    /// How far its guest sees the devices: number of devices listed, and of those with a driver, by PCI id. `None`
+    /// while the guest cannot be asked.
+    pub guest: Option<BTreeMap<berth_model::pci::PciId, GuestDevices>>,
+}
+
+/// Devices of one PCI id in a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct GuestDevices {
+    /// Listed by the guest.
+    pub visible: u32,
+    /// With a driver that runs them.
+    pub driver_bound: u32,
+}
+
+/// One complete look at a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostView {
+    /// The boot it was taken in.
+    pub boot: BootId,
+    /// GPUs that answered, by address.
+    pub gpus: BTreeMap<DeviceAddress, ObservedGpu>,
+    /// VMs, by id.
+    pub vms: BTreeMap<VmId, VmView>,
+}
+
+impl HostView {
+    /// Which VMs list a device, running or not: the only way to know whether it is free.
+    pub fn holders(&self, address: &DeviceAddress) -> impl Iterator<Item = &VmView> {
+        self.vms.values().filter(move |view| view.vm.devices.iter().any(|d| matches!(d, VmDevice::At(a) if a == address)))
+    }
+
+    /// State of one GPU; `Unknown` when it did not answer.
+    pub fn state(&self, address: &DeviceAddress) -> GpuState {
+        self.gpus.get(address).map_or(GpuState::Unknown, |gpu| gpu.state.clone())
+    }
+
+    /// Whether the VM is surely off.
+    pub fn is_off(&self, vm: &VmId) -> bool {
+        self.vms.get(vm).is_some_and(|view| view.vm.state == VmState::Off)
+    }
+
+    /// Whether a GPU's condition forbids using it.
+    pub fn is_healthy(&self, address: &DeviceAddress) -> bool {
+        self.gpus.get(address).is_some_and(|gpu| gpu.health == GpuHealth::Ok)
+    }
+}

@@ -1,0 +1,36 @@
+//! The port to a host: look, and take one step. Implementations: `sim`; Hyper-V and VFIO follow.
+
+use async_trait::async_trait;
+use berth_agent_core::observed::HostView;
+use berth_agent_core::step::Step;
+use berth_model::node::HostFacts;
+
+/// What went wrong on the host. Its effect is never concluded from the error: the host is looked at again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriverError {
+    /// The host refused or failed it.
+    #[error("{0}")]
+    Failed(String),
+    /// It did not end in time; it may yet take effect.
+    #[error("not done after {limit_ms} ms")]
+    TimedOut {
+        /// The limit it ran under.
+        limit_ms: u64,
+    },
+    /// What it names is not there.
+    #[error("{0}")]
+    NotThere(String),
+}
+
+/// A host that can be looked at and worked on. Every call is bounded by the driver's own deadline.
+#[async_trait]
+pub trait HostDriver: Send + Sync + 'static {
+    /// What the host is.
+    async fn facts(&self) -> Result<HostFacts, DriverError>;
+
+    /// One complete look. An error means: nothing is known, and nothing may be concluded.
+    async fn observe(&self) -> Result<HostView, DriverError>;
+
+    /// Takes one step. `Ok` says that the host reported success, no more.
+    async fn act(&self, step: &Step) -> Result<(), DriverError>;
+}

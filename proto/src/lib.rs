@@ -1,0 +1,25 @@
+//! The wire and its one conversion to and from the vocabulary.
+//!
+//! Owns the generated messages and services, [`convert`], and [`status`]. Nothing of the wire may be known below, and no
+//! decision may be taken here.
+
+/// Messages and services that callers and agents speak.
+pub mod v1 {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+    tonic::include_proto!("berth.v1");
+}
+
+/// Messages that the store keeps.
+pub mod store {
+    /// Version 1 of them.
+    pub mod v1 {
+        #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+        tonic::include_proto!("berth.store.v1");
+    }
+}
+
+/// All of `berth/v1` as an encoded `FileDescriptorSet`, for reflection and JSON.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/berth.descriptors"));
+
+/// Version of the agent protocol. An agent with an older one is refused with a sentence that says so.
+pub const AGENT_PROTOCOL: u32 = 1;
