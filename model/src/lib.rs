@@ -7,6 +7,7 @@ pub mod desired;
 pub mod gpu;
 pub mod id;
 pub mod inventory;
+pub mod mmio;
 pub mod node;
 pub mod pci;
 pub mod placement;

@@ -4,4 +4,5 @@
 //! I/O, no clock, no randomness: equal input, equal output.
 
 pub mod decide;
+pub mod schedule;
 pub mod world;

@@ -1,0 +1,1 @@
+//! Request and world to a choice, or to the reasons why not.
