@@ -443,6 +443,9 @@ pub struct Placement {
     pub assignment: Option<Assignment>,
     /// The VM's identity, once it was seen or named.
     pub vm_id: Option<VmId>,
+    /// Generation of its node's desired state since which what is wanted of it is what it is now; 0 while nothing is.
+    /// An agent's report about an older generation answers another wish and is ignored.
+    pub generation: u64,
 }
 
 impl Placement {
