@@ -254,7 +254,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Reads up to `limit` keys (at least 1) with a prefix, in order, beginning after `after` when given, as they stood
     /// at revision `at` (now when `None`). Take the first page's revision for the following ones.
-    async fn range(&self, prefix: &str, after: Option<&str>, at: Option<Revision>, limit: usize) -> Result<Page, Error>;
+    async fn range(&self, prefix: &str, after: Option<&str>, at: Option<Revision>, limit: usize)
+    -> Result<Page, Error>;
 
     /// Commits a transaction durably and gives its revision. A transaction without writes only checks.
     async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError>;
