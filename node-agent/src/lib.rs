@@ -1,3 +1,7 @@
 //! The agent shell: session, ledger, reconcile loop and host drivers around the brain in `core/`.
+//!
+//! Owns all that is slow, durable or can fail: the stream to the controller, the ledger's file, the calls to the host.
+//! Must never decide what is done to a host, nor in which order: `berth_agent_core` does.
 
+pub mod config;
 pub mod driver;
