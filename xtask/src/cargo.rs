@@ -1,0 +1,65 @@
+//! Runs cargo so that everything is compiled once: always the whole workspace, so that one resolution of features serves
+//! all parts, and only the choice of what to run differs.
+
+use crate::process::{command, stream, works};
+use crate::tally::{Counter, Tally};
+use anyhow::{Context as _, bail};
+use std::io::IsTerminal as _;
+use std::process::Command;
+
+/// A cargo command in the repository's root.
+pub(crate) fn cargo(args: &[&str]) -> Command {
+    let mut cargo = command("cargo");
+    cargo.args(args);
+    if std::io::stderr().is_terminal() {
+        // Its output passes through a pipe here, which it would take for no terminal.
+        cargo.env("CARGO_TERM_COLOR", "always");
+    }
+    cargo
+}
+
+/// Whether cargo has this component (`clippy`, `fmt`).
+pub(crate) fn has(component: &str) -> bool {
+    works("cargo", &[component, "--version"])
+}
+
+/// Builds the binaries and all tests, everything with the same features.
+pub(crate) fn build() -> anyhow::Result<Tally> {
+    let status = stream(cargo(&["build", "--workspace", "--bins", "--tests"]), |_| ())?;
+    // Not a test of its own: a success is seen from the tests that follow.
+    Ok(Tally { failed: u64::from(!status.success()), ..Tally::default() })
+}
+
+/// Runs `cargo test` for the whole workspace with this choice of targets, and counts.
+pub(crate) fn test(choice: &[&str], harness: &[&str]) -> anyhow::Result<Tally> {
+    let mut run = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    run.args(choice).arg("--").args(harness);
+    let mut counter = Counter::default();
+    let status = stream(run, |line| counter.line(line))?;
+    let mut tally = counter.tally();
+    if !status.success() && tally.failed == 0 {
+        // It did not build, or a test process died before it could count.
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+/// The integration tests of the workspace as (package, test).
+pub(crate) fn integration_tests() -> anyhow::Result<Vec<(String, String)>> {
+    let output = cargo(&["metadata", "--no-deps", "--format-version", "1"]).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata is no JSON")?;
+    let mut found = Vec::new();
+    for package in metadata["packages"].as_array().context("cargo metadata lists no packages")? {
+        let name = package["name"].as_str().unwrap_or_default();
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "test")) {
+                found.push((name.to_owned(), target["name"].as_str().unwrap_or_default().to_owned()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}

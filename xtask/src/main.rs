@@ -1,0 +1,58 @@
+//! `cargo xtask`: what people and CI do with this repository, on a machine that has only a Rust toolchain.
+//!
+//! Owns the demo and the order, selection and summing up of the tests. Must never hold a check of its own: whatever can
+//! fail is a test that `cargo test` finds, or a tool that cargo runs.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
+
+mod cargo;
+mod demo;
+mod process;
+mod tally;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
+       cargo xtask test [PART...]    run all tests, or only these parts: unit store faults e2e";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["demo"] => report(demo::run(demo::Stay::UntilStopped)),
+        ["demo", "--once"] => report(demo::run(demo::Stay::Once)),
+        ["test", parts @ ..] => match parts.iter().map(|part| part.parse()).collect::<Result<Vec<test::Part>, _>>() {
+            Ok(parts) => test::run(&parts),
+            Err(unknown) => usage(&unknown),
+        },
+        ["--help" | "-h" | "help"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        [] => usage("which task?"),
+        other => usage(&format!("cannot make sense of: {}", other.join(" "))),
+    }
+}
+
+fn usage(problem: &str) -> ExitCode {
+    eprintln!("error: {problem}\n\n{USAGE}");
+    ExitCode::from(2)
+}
+
+fn report(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository this program was built from.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}

@@ -1,0 +1,140 @@
+//! `cargo xtask test [PART…]`: runs the parts and sums up.
+//!
+//! The last line is always `N passed, N failed, N skipped`. What a machine lacks is fetched by the part that needs it, or
+//! counted as skipped with the reason.
+
+use crate::cargo;
+use crate::tally::{SKIPPED, Tally};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// A part of the tests that can be run alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All libraries, documentation examples, formatting, lints, tidiness. Needs clippy and rustfmt for two of its checks.
+    Unit,
+    /// The contract that every store passes, and kill -9 during writes. Needs nothing.
+    Store,
+    /// Seeded random faults against agent and simulated host. Needs nothing.
+    Faults,
+    /// The real binaries. Needs Python 3 with pip for one test and ../shared/data/openb for another.
+    EndToEnd,
+}
+
+impl Part {
+    /// In the order they run: what fails fast comes first.
+    const ALL: [Self; 4] = [Self::Unit, Self::Store, Self::Faults, Self::EndToEnd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Store => "store",
+            Self::Faults => "faults",
+            Self::EndToEnd => "e2e",
+        }
+    }
+
+    fn needs(self) -> &'static str {
+        match self {
+            Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
+            Self::Store => "the Rust toolchain",
+            Self::Faults => "the Rust toolchain",
+            Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
+        }
+    }
+
+    /// Which part runs this integration test.
+    fn of(package: &str, test: &str) -> Self {
+        match (package, test) {
+            ("berth-store", _) => Self::Store,
+            ("berth-tests", "faults") => Self::Faults,
+            ("berth-tests", "e2e") => Self::EndToEnd,
+            _ => Self::Unit,
+        }
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|part| part.name() == text)
+            .ok_or_else(|| format!("no part {text:?}; there are {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+/// Runs these parts, or all when none is named.
+pub(crate) fn run(parts: &[Part]) -> ExitCode {
+    let begun = Instant::now();
+    let mut total = Tally::default();
+    let integration_tests = cargo::integration_tests().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        total += Tally::one(false);
+        Vec::new()
+    });
+    let built = phase("build", "the Rust toolchain", begun, cargo::build);
+    total += built;
+    if built.failed == 0 && total.failed == 0 {
+        for part in Part::ALL.into_iter().filter(|part| parts.is_empty() || parts.contains(part)) {
+            let tests: Vec<&str> = integration_tests
+                .iter()
+                .filter(|(package, test)| Part::of(package, test) == part)
+                .map(|(_, test)| test.as_str())
+                .collect();
+            total += phase(part.name(), part.needs(), begun, || run_part(part, &tests));
+        }
+    }
+    println!("{total}");
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one thing between a headline and a line that says how it went and how long it took.
+fn phase(name: &str, needs: &str, begun: Instant, run: impl FnOnce() -> anyhow::Result<Tally>) -> Tally {
+    println!("== {name} (needs {needs}) [{}]", clock(begun.elapsed()));
+    let started = Instant::now();
+    let tally = run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Tally::one(false)
+    });
+    println!("== {name}: {tally}, took {}\n", clock(started.elapsed()));
+    tally
+}
+
+fn clock(time: Duration) -> String {
+    format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
+}
+
+fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
+    let mut choice: Vec<&str> = integration_tests.iter().flat_map(|test| ["--test", test]).collect();
+    match part {
+        Part::Unit => {
+            tally += tool("fmt", &["fmt", "--all", "--check"])?;
+            choice.extend(["--lib", "--bins"]);
+            tally += cargo::test(&choice, &[])?;
+            tally += cargo::test(&["--doc"], &[])?;
+            tally += tool("clippy", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+        }
+        Part::Store | Part::Faults | Part::EndToEnd if choice.is_empty() => {
+            anyhow::bail!("there is no test for this part");
+        }
+        Part::Store | Part::Faults => tally += cargo::test(&choice, &[])?,
+        // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
+        Part::EndToEnd => tally += cargo::test(&choice, &["--test-threads", "1"])?,
+    }
+    Ok(tally)
+}
+
+/// Runs a check that is one cargo command; it counts as one test.
+fn tool(component: &str, args: &[&str]) -> anyhow::Result<Tally> {
+    println!("$ cargo {}", args.join(" "));
+    if !cargo::has(component) {
+        println!("{SKIPPED}{component}: not installed; rustup component add {component} gets it");
+        return Ok(Tally::skip());
+    }
+    let status = crate::process::stream(cargo::cargo(args), |_| ())?;
+    Ok(Tally::one(status.success()))
+}
