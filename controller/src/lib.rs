@@ -1,1 +1,8 @@
-//! placeholder
+//! The controller's shell: configuration, leadership, commits, sessions with agents, reads and the API, around the brain
+//! in `core/`.
+//!
+//! [`app`] is the only module that knows all others. Nothing here decides about placements: that is
+//! [`berth_core::decide`].
+
+pub mod leader;
+pub mod replica;

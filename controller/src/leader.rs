@@ -1,0 +1,98 @@
+//! The one who decides: campaigns, loads the world, and takes one input after the other through the brain.
+//!
+//! Owns the [`berth_core::decide::Brain`]. Must never answer anybody, or send an agent anything, that rests on what is
+//! not committed yet.
+
+use berth_core::decide::Input;
+use berth_model::placement::Placement;
+use berth_model::reason::{ErrorClass, Refusal};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// How long a call waits for a place in the queue before it is told to come back later: shorter than any client's own
+/// deadline, longer than a hiccup of the disk.
+const ADMISSION: Duration = Duration::from_secs(2);
+
+/// What a call came to, once it is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The placement the call was about.
+    pub placement: Option<Arc<Placement>>,
+    /// The store revision that it is part of.
+    pub revision: u64,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It was decided: no. Nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Too many calls wait already. Nothing was changed; try again more slowly.
+    #[error("too many calls are waiting for a decision; try again later")]
+    Overloaded,
+    /// Nobody can decide now. Nothing was changed; a retry helps.
+    #[error("no decision can be made now: {0}")]
+    Unavailable(String),
+    /// It may or may not have happened: read back, or repeat the very same call.
+    #[error("it is not known whether this happened: {0}")]
+    Unknown(String),
+}
+
+impl CallError {
+    /// Its class.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Refused(refusal) => refusal.class(),
+            Self::Overloaded => ErrorClass::Overloaded,
+            Self::Unavailable(_) => ErrorClass::Unavailable,
+            Self::Unknown(_) => ErrorClass::Unknown,
+        }
+    }
+}
+
+/// An answer to a call.
+pub(crate) type Answer = Result<Decided, CallError>;
+
+/// One thing for the leader to decide.
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// What happened.
+    pub(crate) input: Input,
+    /// Who waits for the answer.
+    pub(crate) reply: Option<oneshot::Sender<Answer>>,
+}
+
+/// Where callers hand in what is to be decided. Cheap to clone; the queue behind it is bounded.
+#[derive(Clone, Debug)]
+pub struct Leader {
+    calls: mpsc::Sender<Call>,
+}
+
+impl Leader {
+    /// A handle, and the queue that it fills.
+    pub(crate) fn channel(capacity: usize) -> (Self, mpsc::Receiver<Call>) {
+        let (calls, queue) = mpsc::channel(capacity);
+        (Self { calls }, queue)
+    }
+
+    /// Has an input decided and waits until what was decided is durable.
+    ///
+    /// # Errors
+    /// [`CallError`]; only [`CallError::Unknown`] leaves open whether something was changed.
+    pub async fn submit(&self, input: Input) -> Result<Decided, CallError> {
+        let (reply, answer) = oneshot::channel();
+        let place = match tokio::time::timeout(ADMISSION, self.calls.reserve()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) => return Err(CallError::Unavailable("the controller is stopping".to_owned())),
+            Err(_) => return Err(CallError::Overloaded),
+        };
+        place.send(Call { input, reply: Some(reply) });
+        // Bounded by the leader: every commit has a deadline, and so has every reload.
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => Err(CallError::Unknown("the controller stopped before it answered".to_owned())),
+        }
+    }
+}
