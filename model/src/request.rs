@@ -199,6 +199,10 @@ fn wait(errors: &mut Vec<FieldError>, name: &str, given: Option<Duration>) -> Op
     if given.is_zero() || given > MAX_WAIT {
         errors.push(FieldError::new(name, "must be longer than zero and at most 7 days"));
     }
+    if given.subsec_nanos() % 1_000_000 != 0 {
+        // Time is kept in milliseconds; what cannot be kept is not taken.
+        errors.push(FieldError::new(name, "has parts of a millisecond; give whole milliseconds"));
+    }
     Some(given)
 }
 

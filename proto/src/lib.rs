@@ -3,6 +3,8 @@
 //! Owns the generated messages and services, [`convert`], and [`status`]. Nothing of the wire may be known below, and no
 //! decision may be taken here.
 
+pub mod convert;
+
 /// Messages and services that callers and agents speak.
 pub mod v1 {
     #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]

@@ -1,0 +1,605 @@
+//! Round trips of every type, and tables of hostile messages.
+
+use crate::{store, v1};
+use berth_model::desired::{DesiredGpu, DesiredNode, DesiredPlacement, Intent};
+use berth_model::gpu::{
+    Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, QuarantineReason, SerialNumber,
+    Survey, Verdict,
+};
+use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
+use berth_model::node::{BootId, Cordon, HostFacts, Platform};
+use berth_model::placement::{
+    AssignedGpu, Assignment, FailureReason, Phase, Pin, PinReason, Placement, Progress, ReleaseCause, StepError,
+    StepErrorClass, StepKind, StepReport,
+};
+use berth_model::request::{Draft, Locality, PlacementRequest, Resources, ReturnTo, VerifyLevel};
+use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use berth_model::{PlacementUid, Timestamp, VmId};
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+use std::fmt::Debug;
+use std::time::Duration;
+
+const UID: &str = "8fce3318-aa0f-4de3-8664-278533573cd2";
+const PATH: &str = "PCIROOT(20)#PCI(0300)#PCI(0000)";
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// Model → wire → bytes → wire → model gives the same.
+fn round_trip<M, W>(model: &M)
+where
+    M: TryFrom<W, Error = super::Invalid> + PartialEq + Debug,
+    W: for<'a> From<&'a M> + prost::Message + Default,
+{
+    let bytes = W::from(model).encode_to_vec();
+    let wire = W::decode(bytes.as_slice()).unwrap();
+    assert_eq!(&M::try_from(wire).unwrap(), model);
+}
+
+/// The message is refused for exactly these reasons.
+fn refuse<M: TryFrom<W, Error = super::Invalid> + Debug, W>(wire: W, why: Expect) {
+    let errors = M::try_from(wire).unwrap_err();
+    why.assert_eq(&errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
+}
+
+fn fingerprint(serial: Option<&str>) -> Fingerprint {
+    Fingerprint { id: "10de:25b6:10de:157e".parse().unwrap(), serial: serial.map(|s| SerialNumber::new(s).unwrap()) }
+}
+
+fn survey() -> Survey {
+    Survey {
+        model: "A2".parse().unwrap(),
+        fingerprint: fingerprint(Some("1324")),
+        vram_bytes: Some(16 << 30),
+        mmio: MmioSize { low_bytes: 16 << 20, high_bytes: 17 << 30 },
+        numa_node: Some(1),
+        companions: vec!["PCIROOT(20)#PCI(0300)#PCI(0001)".parse().unwrap()],
+        verdict: Verdict::Assignable,
+    }
+}
+
+fn gpu() -> ObservedGpu {
+    ObservedGpu {
+        address: PATH.parse().unwrap(),
+        survey: survey(),
+        state: GpuState::Host { driver: HostDriver::Bound },
+        health: GpuHealth::Ok,
+    }
+}
+
+fn vm() -> ObservedVm {
+    ObservedVm {
+        id: UID.parse().unwrap(),
+        name: "render 07".parse().unwrap(),
+        state: VmState::Off,
+        clustered: true,
+        devices: vec![VmDevice::At(PATH.parse().unwrap()), VmDevice::Stale],
+    }
+}
+
+fn facts() -> HostFacts {
+    HostFacts {
+        platform: Platform::HyperV,
+        system: "Windows Server 2025".to_owned(),
+        cluster: Some("c1".parse().unwrap()),
+        cpu_milli: 64_000,
+        memory_bytes: 512 << 30,
+        mmio_high_cap_bytes: None,
+    }
+}
+
+fn request() -> PlacementRequest {
+    PlacementRequest::new(Draft {
+        request_id: "r1".into(),
+        name: "p1".into(),
+        vm: "render 07".into(),
+        gpus: 2,
+        models: vec!["A2".into(), "A16".into()],
+        exclude_models: vec!["H100".into()],
+        min_vram_bytes: 1 << 30,
+        exclude_nodes: vec!["n9".into()],
+        cluster: "c1".into(),
+        spread_group: "g".into(),
+        locality: Locality::Required,
+        resources: Resources { cpu_milli: 8000, memory_bytes: 64 << 30 },
+        hold: Some(Duration::from_millis(600_001)),
+        queue: Some(Duration::from_secs(5)),
+        allow_standalone: true,
+        verify: VerifyLevel::DriverBound,
+        return_to: ReturnTo::Pool,
+        ..Draft::default()
+    })
+    .unwrap()
+}
+
+fn placement(phase: Phase) -> Placement {
+    Placement {
+        uid: UID.parse().unwrap(),
+        request: request(),
+        caller: "127.0.0.1:5000".to_owned(),
+        trace: Some(TRACE.parse().unwrap()),
+        created: Timestamp::from_millis(1_795_382_868_999),
+        version: 7,
+        phase,
+        phase_since: Timestamp::from_millis(1_795_382_869_001),
+        assignment: Some(Assignment {
+            node: "n1".parse().unwrap(),
+            gpus: vec![AssignedGpu {
+                address: PATH.parse().unwrap(),
+                model: "A2".parse().unwrap(),
+                fingerprint: fingerprint(None),
+                mmio: MmioSize { low_bytes: 1, high_bytes: 2 },
+            }],
+            pin: Pin { reason: PinReason::DeviceAssignment, since: Timestamp::from_millis(5) },
+        }),
+        vm_id: Some(UID.parse().unwrap()),
+        generation: 12,
+    }
+}
+
+fn step_error(class: StepErrorClass) -> StepError {
+    StepError { class, text: "0xC035001E".to_owned() }
+}
+
+fn failures() -> Vec<FailureReason> {
+    let mut all = vec![
+        FailureReason::HoldExpired,
+        FailureReason::QueueExpired,
+        FailureReason::VmOnOtherNode { node: "n2".parse().unwrap() },
+        FailureReason::Deadline { phase: "Held".to_owned(), step: None, last_error: None },
+    ];
+    for step in StepKind::ALL {
+        all.push(FailureReason::Step { step, error: step_error(StepErrorClass::Failed) });
+    }
+    for class in StepErrorClass::ALL {
+        all.push(FailureReason::Deadline {
+            phase: "Attaching".to_owned(),
+            step: Some(StepKind::Attach),
+            last_error: Some(step_error(class)),
+        });
+    }
+    all
+}
+
+fn phases() -> Vec<Phase> {
+    let until = Timestamp::from_millis(1_795_382_999_123);
+    let mut all = vec![
+        Phase::Queued { until },
+        Phase::Held { until },
+        Phase::Preparing { until },
+        Phase::Attaching { until },
+        Phase::Starting { until },
+        Phase::Verifying { until },
+        Phase::Active,
+        Phase::Releasing { cause: ReleaseCause::Asked, until },
+        Phase::Released,
+    ];
+    for reason in failures() {
+        all.push(Phase::Releasing { cause: ReleaseCause::Failure(reason.clone()), until });
+        all.push(Phase::Failed { reason: reason.clone(), undone: true });
+        all.push(Phase::Failed { reason, undone: false });
+    }
+    all
+}
+
+#[test]
+fn placements_round_trip_in_every_phase() {
+    for phase in phases() {
+        round_trip::<Placement, v1::Placement>(&placement(phase));
+    }
+    let bare = Placement { trace: None, assignment: None, vm_id: None, ..placement(Phase::Released) };
+    round_trip::<Placement, v1::Placement>(&bare);
+}
+
+#[test]
+fn an_undecided_placement_never_gets_back_in() {
+    let wire = v1::Placement::from(&placement(Phase::Requested));
+    refuse::<Placement, _>(wire, expect!["phase: is missing"]);
+}
+
+#[test]
+fn gpus_round_trip_in_every_state() {
+    let vm: VmId = UID.parse().unwrap();
+    let states = [
+        GpuState::Host { driver: HostDriver::Bound },
+        GpuState::Host { driver: HostDriver::None },
+        GpuState::Host { driver: HostDriver::Disabled },
+        GpuState::Pooled,
+        GpuState::Attached { vm: vm.clone() },
+        GpuState::Stale { vm },
+        GpuState::Missing,
+        GpuState::Unknown,
+    ];
+    let health = [
+        GpuHealth::Ok,
+        GpuHealth::NeedsHostReboot,
+        GpuHealth::Quarantined(QuarantineReason::WrongCard {
+            expected: fingerprint(None),
+            found: fingerprint(Some("B")),
+        }),
+        GpuHealth::Quarantined(QuarantineReason::NotCleanAfterRelease { seen: String::new() }),
+        GpuHealth::Quarantined(QuarantineReason::Operator { reason: "fan noise".to_owned() }),
+    ];
+    for state in states {
+        for health in &health {
+            round_trip::<ObservedGpu, v1::ObservedGpu>(&ObservedGpu {
+                state: state.clone(),
+                health: health.clone(),
+                ..gpu()
+            });
+        }
+    }
+}
+
+#[test]
+fn surveys_round_trip_with_every_verdict() {
+    for verdict in [Verdict::Assignable, Verdict::NotMeasured, Verdict::Blocked(Finding::ALL.to_vec())] {
+        round_trip::<Survey, v1::Survey>(&Survey { verdict, ..survey() });
+    }
+    let bare = Survey { vram_bytes: None, numa_node: None, companions: vec![], ..survey() };
+    round_trip::<Survey, v1::Survey>(&bare);
+}
+
+#[test]
+fn what_agents_and_store_exchange_round_trips() {
+    for state in VmState::ALL {
+        round_trip::<ObservedVm, v1::ObservedVm>(&ObservedVm { state, ..vm() });
+    }
+    for platform in Platform::ALL {
+        round_trip::<HostFacts, v1::HostFacts>(&HostFacts { platform, mmio_high_cap_bytes: Some(0), ..facts() });
+    }
+    round_trip::<HostFacts, v1::HostFacts>(&HostFacts { cluster: None, ..facts() });
+    let cordon = Cordon { label: "ops".to_owned(), reason: "fans".to_owned(), since: Timestamp::from_millis(0) };
+    round_trip::<Cordon, v1::Cordon>(&cordon);
+    round_trip::<Cordon, store::v1::Cordon>(&cordon);
+    round_trip::<Hello, v1::Hello>(&Hello {
+        node: "n1".parse().unwrap(),
+        agent_version: "0.1.0".to_owned(),
+        protocol: crate::AGENT_PROTOCOL,
+        boot: BootId::new("b").unwrap(),
+        facts: facts(),
+        ledger_term: u64::MAX,
+        ledger_generation: 3,
+    });
+    for listing in [Listing::Complete, Listing::Failed { why: "WMI".to_owned() }] {
+        round_trip::<InventoryReport, v1::InventoryReport>(&InventoryReport {
+            sequence: 1,
+            full: true,
+            listing,
+            gpus: vec![gpu()],
+            vms: vec![vm()],
+            vms_gone: vec![UID.parse().unwrap()],
+        });
+    }
+    for report in [
+        StepReport::Satisfied,
+        StepReport::Working { step: StepKind::Dismount, attempt: 1, last_error: None },
+        StepReport::Working {
+            step: StepKind::Dismount,
+            attempt: 2,
+            last_error: Some(step_error(StepErrorClass::TimedOut)),
+        },
+        StepReport::Failed { step: StepKind::Attach, error: step_error(StepErrorClass::Forbidden) },
+    ] {
+        round_trip::<Progress, v1::Progress>(&Progress { generation: 9, uid: UID.parse().unwrap(), report });
+    }
+}
+
+fn desired(uid: PlacementUid) -> DesiredPlacement {
+    DesiredPlacement {
+        uid,
+        name: "p1".parse().unwrap(),
+        vm: UID.parse().unwrap(),
+        gpus: vec![DesiredGpu {
+            address: PATH.parse().unwrap(),
+            fingerprint: fingerprint(Some("1")),
+            mmio: MmioSize::default(),
+        }],
+        intent: Intent::Attached,
+        allow_standalone: true,
+        verify: VerifyLevel::None,
+        return_to: ReturnTo::Host,
+        trace: Some(TRACE.parse().unwrap()),
+    }
+}
+
+#[test]
+fn desired_nodes_round_trip() {
+    for intent in [Intent::Attached, Intent::Kept, Intent::Detached] {
+        round_trip::<DesiredNode, v1::DesiredNode>(&DesiredNode {
+            term: 3,
+            generation: 9,
+            placements: vec![DesiredPlacement { intent, trace: None, ..desired(UID.parse().unwrap()) }],
+        });
+    }
+    round_trip::<DesiredNode, v1::DesiredNode>(&DesiredNode { term: 0, generation: 0, placements: vec![] });
+}
+
+#[test]
+fn an_order_that_gives_one_gpu_to_two_is_refused() {
+    let other = "00000000-0000-0000-0000-000000000001".parse().unwrap();
+    let node = DesiredNode { term: 1, generation: 1, placements: vec![desired(UID.parse().unwrap()), desired(other)] };
+    refuse::<DesiredNode, _>(
+        v1::DesiredNode::from(&node),
+        expect![
+            "placements[1].gpus[0].address: PCIROOT(20)#PCI(0300)#PCI(0000) belongs to placement 8fce3318-aa0f-4de3-8664-278533573cd2 already"
+        ],
+    );
+    let twice = DesiredNode { placements: vec![desired(UID.parse().unwrap()); 2], ..node };
+    refuse::<DesiredNode, _>(
+        v1::DesiredNode::from(&twice),
+        expect![[r#"
+            placements[1].uid: 8fce3318-aa0f-4de3-8664-278533573cd2 is listed twice
+            placements[1].gpus[0].address: PCIROOT(20)#PCI(0300)#PCI(0000) belongs to placement 8fce3318-aa0f-4de3-8664-278533573cd2 already"#]],
+    );
+}
+
+#[test]
+fn an_order_that_leaves_something_out_is_refused() {
+    refuse::<DesiredNode, _>(
+        v1::DesiredNode { placements: vec![v1::DesiredPlacement::default()], ..v1::DesiredNode::default() },
+        expect![[r#"
+            placements[0].uid: placement uid "" is not of the form 8-4-4-4-12 hexadecimal digits
+            placements[0].name: placement name is empty
+            placements[0].vm_id: VM id "" is not of the form 8-4-4-4-12 hexadecimal digits
+            placements[0].gpus: are missing: a placement has at least one
+            placements[0].intent: is missing
+            placements[0].verify: is missing
+            placements[0].return_to: is missing"#]],
+    );
+}
+
+#[test]
+fn every_bad_field_of_a_create_is_named_with_its_path() {
+    refuse::<PlacementRequest, _>(v1::CreatePlacementRequest { request: None }, expect!["request: is missing"]);
+    refuse::<PlacementRequest, _>(
+        v1::CreatePlacementRequest {
+            request: Some(v1::PlacementRequest {
+                name: "p/1".into(),
+                vm: "v".repeat(101),
+                gpus: u32::MAX,
+                models: vec!["A2".into(), "A16".into(), "A 2".into()],
+                node: "n1".into(),
+                exclude_nodes: vec!["n1".into()],
+                locality: 7,
+                hold: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+                queue: Some(prost_types::Duration { seconds: 1, nanos: 1 }),
+                verify: -1,
+                ..v1::PlacementRequest::default()
+            }),
+        },
+        expect![[r#"
+            request.locality: 7 is no Locality
+            request.hold: is negative
+            request.queue: has parts of a millisecond; give whole milliseconds
+            request.verify: -1 is no VerifyLevel
+            request.request_id: request id is empty
+            request.name: placement name "p/1" has the character '/' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
+            request.vm: VM name is 101 bytes long, at most 100 are allowed
+            request.gpus: 4294967295 is not from 1 to 16
+            request.models[2]: model name "A 2" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
+            request.exclude_nodes: excludes n1, which node asks for"#]],
+    );
+}
+
+#[test]
+fn a_plan_is_bounded_and_names_the_request() {
+    let bad = v1::PlanRequest { requests: vec![(&request()).into(), v1::PlacementRequest::default()] };
+    refuse::<Vec<PlacementRequest>, _>(
+        bad,
+        expect![[r#"
+            requests[1].request_id: request id is empty
+            requests[1].name: placement name is empty
+            requests[1].vm: VM name is empty
+            requests[1].gpus: 0 is not from 1 to 16"#]],
+    );
+    let long = v1::PlanRequest { requests: vec![v1::PlacementRequest::default(); super::MAX_PLANNED + 1] };
+    refuse::<Vec<PlacementRequest>, _>(long, expect!["requests: has 10001 items, at most 10000 are allowed"]);
+}
+
+#[test]
+fn what_a_request_leaves_out_is_the_default() {
+    let wire = v1::PlacementRequest {
+        request_id: "r".into(),
+        name: "p".into(),
+        vm: "v".into(),
+        gpus: 1,
+        ..v1::PlacementRequest::default()
+    };
+    let request = PlacementRequest::try_from(wire).unwrap();
+    assert_eq!(
+        (request.locality, request.verify, request.return_to, request.hold, request.resources),
+        (Locality::Preferred, VerifyLevel::None, ReturnTo::Host, None, Resources::default())
+    );
+}
+
+#[test]
+fn a_report_names_what_is_wrong_deep_inside() {
+    let mut wire = v1::InventoryReport {
+        sequence: 1,
+        full: true,
+        failed: String::new(),
+        gpus: vec![(&gpu()).into(), (&gpu()).into()],
+        vms: vec![(&vm()).into(), (&vm()).into()],
+        vms_gone: vec!["x".into()],
+    };
+    refuse::<InventoryReport, _>(
+        wire.clone(),
+        expect![[r#"
+            vms_gone[0]: VM id "x" is not of the form 8-4-4-4-12 hexadecimal digits
+            gpus[1].address: PCIROOT(20)#PCI(0300)#PCI(0000) is listed twice
+            vms[1].id: 8fce3318-aa0f-4de3-8664-278533573cd2 is listed twice"#]],
+    );
+    wire.vms_gone.clear();
+    wire.gpus[0].survey.as_mut().unwrap().fingerprint.as_mut().unwrap().pci_id = "10de".into();
+    wire.gpus[0].survey.as_mut().unwrap().numa_node = Some(70_000);
+    wire.gpus[1].survey.as_mut().unwrap().fingerprint = None;
+    wire.gpus[1].survey.as_mut().unwrap().mmio = None;
+    wire.gpus[1].survey.as_mut().unwrap().companions = vec!["PCI(0)".into()];
+    wire.vms[1].devices = vec![v1::VmDevice { address: "0000:41:20.0".into() }];
+    refuse::<InventoryReport, _>(
+        wire,
+        expect![[r#"
+            gpus[0].survey.fingerprint.pci_id: PCI id "10de" is not VENDOR:DEVICE or VENDOR:DEVICE:SUBVENDOR:SUBDEVICE in four hexadecimal digits each
+            gpus[0].survey.numa_node: is above 65,535
+            gpus[1].survey.fingerprint: is missing
+            gpus[1].survey.mmio: is missing
+            gpus[1].survey.companions[0]: PCI address "PCI(0)" is neither a location path like PCIROOT(20)#PCI(0300)#PCI(0000) nor a bus address like 0000:41:00.0
+            vms[1].devices[0].address: PCI address "0000:41:20.0" is neither a location path like PCIROOT(20)#PCI(0300)#PCI(0000) nor a bus address like 0000:41:00.0"#]],
+    );
+}
+
+#[test]
+fn a_report_is_bounded() {
+    let wire = v1::InventoryReport {
+        failed: "x".repeat(super::MAX_TEXT_BYTES + 1),
+        gpus: vec![v1::ObservedGpu::default(); MAX_GPUS_PER_NODE + 1],
+        vms: vec![v1::ObservedVm::default(); MAX_VMS_PER_NODE + 1],
+        vms_gone: vec![String::new(); MAX_VMS_PER_NODE + 1],
+        ..v1::InventoryReport::default()
+    };
+    refuse::<InventoryReport, _>(
+        wire,
+        expect![[r#"
+            failed: is 4097 bytes long, at most 4096 are allowed
+            gpus: has 65 items, at most 64 are allowed
+            vms: has 1025 items, at most 1024 are allowed
+            vms_gone: has 1025 items, at most 1024 are allowed"#]],
+    );
+}
+
+#[test]
+fn a_failed_listing_never_turns_into_a_complete_one() {
+    let report = InventoryReport {
+        sequence: 1,
+        full: true,
+        listing: Listing::Failed { why: String::new() },
+        gpus: vec![],
+        vms: vec![],
+        vms_gone: vec![],
+    };
+    let back = InventoryReport::try_from(v1::InventoryReport::from(&report)).unwrap();
+    assert!(matches!(back.listing, Listing::Failed { .. }));
+}
+
+#[test]
+fn a_state_goes_with_its_own_data_only() {
+    let wire = |state: v1::GpuState, driver: v1::HostDriver, vm_id: &str| v1::ObservedGpu {
+        state: state.into(),
+        driver: driver.into(),
+        vm_id: vm_id.to_owned(),
+        ..(&gpu()).into()
+    };
+    use v1::{GpuState as S, HostDriver as D};
+    refuse::<ObservedGpu, _>(wire(S::Unspecified, D::Bound, ""), expect!["state: is missing"]);
+    refuse::<ObservedGpu, _>(wire(S::Host, D::Unspecified, ""), expect!["driver: is missing"]);
+    refuse::<ObservedGpu, _>(
+        wire(S::Host, D::Bound, UID),
+        expect!["vm_id: goes with GPU_STATE_ATTACHED and GPU_STATE_STALE only"],
+    );
+    refuse::<ObservedGpu, _>(
+        wire(S::Pooled, D::Bound, UID),
+        expect![[r#"
+            driver: goes with GPU_STATE_HOST only
+            vm_id: goes with GPU_STATE_ATTACHED and GPU_STATE_STALE only"#]],
+    );
+    refuse::<ObservedGpu, _>(
+        wire(S::Attached, D::Unspecified, ""),
+        expect![[r#"vm_id: VM id "" is not of the form 8-4-4-4-12 hexadecimal digits"#]],
+    );
+    let quarantined = v1::ObservedGpu { health: v1::GpuHealth::Quarantined.into(), ..(&gpu()).into() };
+    refuse::<ObservedGpu, _>(quarantined, expect!["quarantine: is missing"]);
+    let unasked = v1::ObservedGpu { quarantine: Some(v1::Quarantine { reason: None }), ..(&gpu()).into() };
+    refuse::<ObservedGpu, _>(unasked, expect!["quarantine: goes with GPU_HEALTH_QUARANTINED only"]);
+    let blocked = v1::Survey { verdict: v1::Verdict::Blocked.into(), ..(&survey()).into() };
+    refuse::<Survey, _>(blocked, expect!["findings: are missing: VERDICT_BLOCKED goes with all its reasons"]);
+    let free = v1::Survey { findings: vec![1, 99], ..(&survey()).into() };
+    refuse::<Survey, _>(free, expect!["findings: go with VERDICT_BLOCKED only"]);
+    let odd = v1::Survey { verdict: v1::Verdict::Blocked.into(), findings: vec![1, 0, 99], ..(&survey()).into() };
+    refuse::<Survey, _>(
+        odd,
+        expect![[r#"
+            findings[1]: is missing
+            findings[2]: 99 is no Finding"#]],
+    );
+}
+
+#[test]
+fn a_phase_goes_with_its_own_data_only() {
+    let wire =
+        |phase: v1::Phase| v1::Placement { phase: phase.into(), ..v1::Placement::from(&placement(Phase::Active)) };
+    refuse::<Placement, _>(wire(v1::Phase::Held), expect!["deadline: is missing"]);
+    refuse::<Placement, _>(wire(v1::Phase::Failed), expect!["failure: is missing"]);
+    let mut released = wire(v1::Phase::Released);
+    released.deadline = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+    released.failure = Some((&FailureReason::HoldExpired).into());
+    refuse::<Placement, _>(
+        released.clone(),
+        expect![[r#"
+            deadline: goes only with a phase that ends by itself
+            failure: goes only with PHASE_RELEASING and PHASE_FAILED"#]],
+    );
+    released.undone = true;
+    released.phase = 1;
+    refuse::<Placement, _>(released, expect!["phase: 1 is no Phase"]);
+}
+
+#[test]
+fn moments_that_cannot_be_are_refused() {
+    let with = |seconds, nanos| v1::Cordon {
+        label: "l".into(),
+        reason: String::new(),
+        since: Some(prost_types::Timestamp { seconds, nanos }),
+    };
+    refuse::<Cordon, _>(with(-1, 0), expect!["since: lies before 1970"]);
+    refuse::<Cordon, _>(with(0, -1), expect!["since: -1 nanoseconds are not from 0 to 999,999,999"]);
+    refuse::<Cordon, _>(with(0, 1_000_000_000), expect!["since: 1000000000 nanoseconds are not from 0 to 999,999,999"]);
+    refuse::<Cordon, _>(with(0, 1), expect!["since: has parts of a millisecond; give whole milliseconds"]);
+    refuse::<Cordon, _>(with(i64::MAX, 0), expect!["since: lies too far in the future"]);
+    refuse::<Cordon, _>(
+        v1::Cordon::default(),
+        expect![[r#"
+            label: is empty
+            since: is missing"#]],
+    );
+}
+
+#[test]
+fn a_long_text_is_cut_on_its_way_out_at_a_whole_character() {
+    let long = StepError { class: StepErrorClass::Failed, text: "ä".repeat(super::MAX_TEXT_BYTES) };
+    let back = StepError::try_from(v1::StepError::from(&long)).unwrap();
+    assert!(back.text.len() <= super::MAX_TEXT_BYTES && back.text.ends_with(" …"), "{} bytes", back.text.len());
+}
+
+proptest! {
+    #[test]
+    fn timestamps_round_trip(millis: u64) {
+        let time = Timestamp::from_millis(millis);
+        let back = super::read(|at| super::FromWire::read(super::timestamp(time), at)).unwrap();
+        prop_assert_eq!(time, back);
+    }
+
+    #[test]
+    fn durations_round_trip(millis in 0..=i64::MAX.unsigned_abs()) {
+        let duration = Duration::from_millis(millis);
+        prop_assert_eq!(super::read_duration(super::duration(duration)).unwrap(), duration);
+    }
+
+    #[test]
+    fn durations_off_the_wire_are_taken_exactly_or_refused(seconds: i64, nanos: i32) {
+        if let Ok(read) = super::read_duration(prost_types::Duration { seconds, nanos }) {
+            prop_assert_eq!(super::duration(read), prost_types::Duration { seconds, nanos });
+        }
+    }
+
+    /// Whatever bytes arrive: either refused with a reason, or taken and stable from then on.
+    #[test]
+    fn any_bytes_are_refused_or_understood(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        use prost::Message as _;
+        if let Ok(wire) = v1::Placement::decode(bytes.as_slice()) {
+            match Placement::try_from(wire) {
+                Ok(read) => prop_assert_eq!(Placement::try_from(v1::Placement::from(&read)).unwrap(), read),
+                Err(invalid) => prop_assert!(!invalid.0.is_empty()),
+            }
+        }
+    }
+}
