@@ -3,15 +3,27 @@
 //! The shell commits the changes of a decision, in order, before it tells anyone. If a commit fails for good, the shell
 //! throws the brain away and loads a new one from the store: nothing speculative survives.
 
-use crate::world::World;
+mod agent;
+mod caller;
+mod draft;
+mod time;
+
+use crate::desired;
+use crate::world::{Gpu, Link, Node, View, World};
+use berth_model::Timestamp;
+use berth_model::desired::DesiredNode;
+use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
 use berth_model::id::{GpuId, NodeName, PlacementName, PlacementUid, RequestId, VmId};
 use berth_model::inventory::{Hello, InventoryReport};
 use berth_model::node::StoredNode;
 use berth_model::placement::{Placement, Progress};
-use berth_model::request::PlacementRequest;
+use berth_model::reason::Refusal;
+use berth_model::request::{PlacementRequest, Resources};
 use berth_model::trace::TraceParent;
 use berth_model::vm::VmSelector;
-use std::collections::BTreeSet;
+use draft::Draft;
+pub(crate) use draft::claims;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +42,6 @@ pub struct Limits {
     pub verify: Duration,
     /// How long releasing may take before it counts as stuck.
     pub release: Duration,
-    /// How long agents get to reconnect after a leader takes over before their placements say `NodeLost`.
-    pub reconnect: Duration,
     /// Most placements in the queue.
     pub queued: usize,
     /// Most placements that are over and still kept.
@@ -57,8 +67,6 @@ impl Default for Limits {
             verify: Duration::from_secs(900),
             // Guest shutdown (five minutes), then every card's steps.
             release: Duration::from_secs(1800),
-            // Agents back off to at most some seconds between attempts.
-            reconnect: Duration::from_secs(60),
             // Each is looked at again when room appears; ten thousand take milliseconds.
             queued: 10_000,
             // A day's history of a busy cluster, a few MiB.
@@ -185,10 +193,156 @@ pub struct Decision {
     pub nodes: BTreeSet<NodeName>,
 }
 
+/// What is stored cannot be true.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// Two placements own one GPU.
+    #[error("GPU {gpu} is owned by both {first} and {second}")]
+    TwoOwners {
+        /// The GPU.
+        gpu: GpuId,
+        /// One owner.
+        first: PlacementName,
+        /// The other.
+        second: PlacementName,
+    },
+    /// A placement owns a GPU that is not known.
+    #[error("placement {placement} owns GPU {gpu}, which is not known")]
+    UnknownGpu {
+        /// The GPU.
+        gpu: GpuId,
+        /// Its owner.
+        placement: PlacementName,
+    },
+}
+
 /// The brain.
 #[derive(Clone, Debug)]
 pub struct Brain {
     world: World,
     term: u64,
     limits: Limits,
+    /// Room may have appeared since the queue was last gone through.
+    room: bool,
+    /// How far the present pass through the queue has come.
+    pass: Option<(Timestamp, PlacementName)>,
+    /// Nodes with VMs for held placements that one decision could not take up.
+    waiting_vms: BTreeSet<NodeName>,
+}
+
+impl Brain {
+    /// Begins from what is stored. No node is connected yet, and where GPUs are is unknown until their agents say so.
+    ///
+    /// # Errors
+    /// [`LoadError`] when the records contradict one another: going on could give a GPU to two owners.
+    pub fn load(
+        term: u64,
+        limits: Limits,
+        nodes: Vec<StoredNode>,
+        placements: Vec<Placement>,
+        now: Timestamp,
+    ) -> Result<Self, LoadError> {
+        let mut world = World::default();
+        for stored in nodes {
+            world.insert_node(node_from_store(stored, now));
+        }
+        let mut owners: BTreeMap<GpuId, PlacementName> = BTreeMap::new();
+        for placement in placements {
+            if let (true, Some(assignment)) = (placement.phase.holds_claims(), &placement.assignment) {
+                for gpu in assignment.gpu_ids() {
+                    if world.node(&gpu.node).is_none_or(|node| !node.gpus.contains_key(&gpu.address)) {
+                        return Err(LoadError::UnknownGpu { gpu, placement: placement.name().clone() });
+                    }
+                    if let Some(first) = owners.insert(gpu.clone(), placement.name().clone()) {
+                        return Err(LoadError::TwoOwners { gpu, first, second: placement.name().clone() });
+                    }
+                }
+            }
+            world.put_placement(placement);
+        }
+        Ok(Self { world, term, limits, room: false, pass: None, waiting_vms: BTreeSet::new() })
+    }
+
+    /// Everything known, decisions not yet committed included.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The leadership it decides in.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// What a node should hold; `None` for a node that is not known.
+    pub fn desired(&self, node: &NodeName) -> Option<DesiredNode> {
+        desired::desired(&self.world, node, self.term)
+    }
+
+    /// When [`Input::Tick`] has something to do next; a time in the past means: at once.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        if self.queue_is_due() || self.history_is_full() {
+            return Some(Timestamp::default());
+        }
+        let forget = self.world.over().next().map(|(since, _)| since.after(self.limits.history_age));
+        self.world.next_deadline().into_iter().chain(forget).min()
+    }
+
+    /// Decides. The world is as if the decision were committed.
+    ///
+    /// # Errors
+    /// [`Refusal`] when a caller asks for what cannot be; nothing has changed then.
+    pub fn decide(&mut self, now: Timestamp, input: Input) -> Result<Decision, Refusal> {
+        let mut draft = Draft::new(now);
+        match input {
+            Input::Create { request, uid, caller, trace } => self.create(&mut draft, *request, uid, caller, trace)?,
+            Input::Commit { name, vm_id, version } => self.commit(&mut draft, &name, vm_id, version)?,
+            Input::Release { name, uid, version } => self.release(&mut draft, &name, uid.as_ref(), version)?,
+            Input::Connected(hello) => self.connected(&mut draft, *hello),
+            Input::Disconnected(node) => self.disconnected(&mut draft, &node),
+            Input::Report { node, report } => self.report(&mut draft, &node, *report),
+            Input::Progress { node, progress } => self.progress(&mut draft, &node, *progress),
+            Input::Tick => self.tick(&mut draft),
+        }
+        Ok(self.finish(draft))
+    }
+}
+
+fn node_from_store(stored: StoredNode, now: Timestamp) -> Node {
+    let StoredNode { name, facts, agent_version, first_seen, cordons, gpus, generation, version } = stored;
+    let gpus = gpus
+        .into_iter()
+        .map(|(address, survey)| {
+            let observed =
+                ObservedGpu { address: address.clone(), survey, state: GpuState::Unknown, health: GpuHealth::Ok };
+            (address, Gpu { observed, observed_at: None, claim: None })
+        })
+        .collect();
+    Node {
+        name,
+        facts,
+        agent_version,
+        first_seen,
+        cordons,
+        version,
+        generation,
+        link: Link::Disconnected { since: now },
+        view: View::NotReported,
+        boot: None,
+        gpus,
+        vms: BTreeMap::new(),
+        reserved: Resources::default(),
+    }
+}
+
+fn node_to_store(node: &Node) -> StoredNode {
+    StoredNode {
+        name: node.name.clone(),
+        facts: node.facts.clone(),
+        agent_version: node.agent_version.clone(),
+        first_seen: node.first_seen,
+        cordons: node.cordons.clone(),
+        gpus: node.gpus.iter().map(|(address, gpu)| (address.clone(), gpu.observed.survey.clone())).collect(),
+        generation: node.generation,
+        version: node.version,
+    }
 }

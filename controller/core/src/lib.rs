@@ -3,6 +3,10 @@
 //! [`decide::Brain`] is the only door the shell uses: events go in, decisions and what must be committed come out. No
 //! I/O, no clock, no randomness: equal input, equal output.
 
+pub mod condition;
 pub mod decide;
+pub mod desired;
+pub mod invariants;
+pub mod lifecycle;
 pub mod schedule;
 pub mod world;

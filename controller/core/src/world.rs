@@ -127,7 +127,9 @@ impl Node {
 
     /// Whether a GPU is available: [`Node::unavailable`] without building the reasons.
     pub fn is_available(&self, gpu: &Gpu) -> bool {
-        matches!((&self.link, &self.view), (Link::Connected { .. }, View::Complete)) && self.cordons.is_empty() && gpu.is_usable()
+        matches!((&self.link, &self.view), (Link::Connected { .. }, View::Complete))
+            && self.cordons.is_empty()
+            && gpu.is_usable()
     }
 
     /// Processor and memory not reserved by placements.
@@ -220,7 +222,7 @@ fn name_key(name: &str) -> String {
 }
 
 /// The look-up key of a VM selector: names without regard to case.
-fn vm_key(selector: &VmSelector) -> VmSelector {
+pub(crate) fn vm_key(selector: &VmSelector) -> VmSelector {
     match selector {
         VmSelector::Id(_) => selector.clone(),
         VmSelector::Name(name) => {
@@ -305,6 +307,16 @@ impl World {
         self.queue.iter().map(|(_, name)| name)
     }
 
+    /// Queued placements after one of them, oldest first.
+    pub fn queue_after<'a>(
+        &'a self,
+        after: Option<&(Timestamp, PlacementName)>,
+    ) -> impl Iterator<Item = &'a (Timestamp, PlacementName)> + use<'a> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |at| Bound::Excluded(at.clone()));
+        self.queue.range((from, Bound::Unbounded))
+    }
+
     /// How many placements are queued.
     pub fn queued(&self) -> usize {
         self.queue.len()
@@ -360,7 +372,8 @@ impl World {
         for gpu in node.gpus.values_mut() {
             gpu.claim = None;
         }
-        for placement in self.on_node.get(&node.name).into_iter().flatten().filter_map(|name| self.placements.get(name)) {
+        for placement in self.on_node.get(&node.name).into_iter().flatten().filter_map(|name| self.placements.get(name))
+        {
             claim(&mut node, placement);
         }
         let after = Arc::new(node);
@@ -369,7 +382,13 @@ impl World {
     }
 
     fn reindex(&mut self, before: Option<&Node>, after: Option<&Node>) {
-        let vms = |node: Option<&Node>| node.map(|n| &n.vms).into_iter().flatten().map(|(id, vm)| (id.clone(), vm.name.clone())).collect::<BTreeMap<_, _>>();
+        let vms = |node: Option<&Node>| {
+            node.map(|n| &n.vms)
+                .into_iter()
+                .flatten()
+                .map(|(id, vm)| (id.clone(), vm.name.clone()))
+                .collect::<BTreeMap<_, _>>()
+        };
         let same_vms = matches!((before, after), (Some(b), Some(a)) if b.vms == a.vms);
         if !same_vms {
             if let Some(node) = before {
@@ -459,6 +478,34 @@ impl World {
             let node = assignment.node.clone();
             self.update_node(&node, |node| unclaim(node, &old));
         }
+    }
+
+    /// Builds everything derived anew from nodes and placements and names what differs from what is kept.
+    pub(crate) fn differences_from_recomputed(&self) -> Vec<String> {
+        let mut fresh = Self::default();
+        for node in self.nodes.values() {
+            fresh.insert_node(Node::clone(node));
+        }
+        for placement in self.placements.values() {
+            fresh.put_placement(Placement::clone(placement));
+        }
+        let reserved = |world: &Self| world.nodes.values().map(|n| (n.name.clone(), n.reserved)).collect::<Vec<_>>();
+        let same = [
+            ("placements by uid", self.by_uid == fresh.by_uid),
+            ("placements by request id", self.by_request == fresh.by_request),
+            ("placements by VM", self.by_vm == fresh.by_vm),
+            ("placements on nodes", self.on_node == fresh.on_node),
+            ("the queue", self.queue == fresh.queue),
+            ("deadlines", self.deadlines == fresh.deadlines),
+            ("history", self.over == fresh.over),
+            ("VMs by name", self.vm_names == fresh.vm_names),
+            ("reservations", reserved(self) == reserved(&fresh)),
+            ("the scheduling index", self.index == fresh.index),
+        ];
+        same.into_iter()
+            .filter(|(_, same)| !same)
+            .map(|(what, _)| format!("{what} differ from their recomputation"))
+            .collect()
     }
 
     /// Notes what an agent said about a placement.

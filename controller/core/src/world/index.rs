@@ -3,7 +3,7 @@
 use super::Node;
 
 /// Free GPUs by model and node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {}
 
 impl Index {

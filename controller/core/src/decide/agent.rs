@@ -1,0 +1,208 @@
+//! What agents say: that they are there, what they see, how work goes.
+
+use super::Brain;
+use super::draft::Draft;
+use crate::condition;
+use crate::lifecycle::Event;
+use crate::world::{Gpu, Link, Node, View};
+use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
+use berth_model::inventory::{Hello, InventoryReport, Listing};
+use berth_model::placement::{CurrentStep, Phase, Progress, StepReport};
+use berth_model::request::Resources;
+use berth_model::{NodeName, PlacementName, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Brain {
+    pub(super) fn connected(&mut self, draft: &mut Draft, hello: Hello) {
+        let Hello { node: name, agent_version, protocol: _, boot, facts, ledger_term: _, ledger_generation } = hello;
+        let now = draft.now;
+        let known = self.world.node(&name);
+        // An agent that accepted a later generation than is stored outlived a loss of the store. It obeys only what
+        // follows on; and what is not named in its desired state it leaves alone.
+        let behind = known.map_or(0, |node| node.generation) < ledger_generation;
+        let same = known.is_some_and(|node| node.facts == facts && node.agent_version == agent_version);
+        if known.is_none() {
+            self.world.insert_node(Node {
+                name: name.clone(),
+                facts: facts.clone(),
+                agent_version: agent_version.clone(),
+                first_seen: now,
+                cordons: Vec::new(),
+                version: 0,
+                generation: 0,
+                link: Link::Disconnected { since: now },
+                view: View::NotReported,
+                boot: None,
+                gpus: BTreeMap::new(),
+                vms: BTreeMap::new(),
+                reserved: Resources::default(),
+            });
+        }
+        self.world.update_node(&name, |node| {
+            node.facts = facts;
+            node.agent_version = agent_version;
+            node.boot = Some(boot);
+            node.link = Link::Connected { since: now };
+            node.view = View::NotReported;
+            if behind {
+                node.generation = ledger_generation + 1;
+            }
+        });
+        if !same || behind {
+            draft.store_nodes.insert(name.clone());
+        }
+        draft.desired.insert(name.clone());
+        self.look_changed(draft, &name);
+    }
+
+    pub(super) fn disconnected(&mut self, draft: &mut Draft, name: &NodeName) {
+        let since = draft.now;
+        self.world.update_node(name, |node| {
+            if matches!(node.link, Link::Connected { .. }) {
+                node.link = Link::Disconnected { since };
+            }
+        });
+        self.look_changed(draft, name);
+    }
+
+    /// Everyone who shows this node or a placement on it must show it anew.
+    fn look_changed(&self, draft: &mut Draft, name: &NodeName) {
+        draft.nodes.insert(name.clone());
+        draft.touched.extend(self.world.placements_on(name).map(|p| p.name().clone()));
+    }
+
+    pub(super) fn report(&mut self, draft: &mut Draft, name: &NodeName, report: InventoryReport) {
+        let Some(before) = self.world.node(name).cloned() else { return };
+        if let Listing::Failed { why } = report.listing {
+            self.world.update_node(name, |node| node.view = View::Failed { why });
+            self.look_changed(draft, name);
+            return;
+        }
+        let mut hardware = false;
+        self.world.update_node(name, |node| hardware = take_in(node, report, draft.now));
+        if hardware {
+            draft.store_nodes.insert(name.clone());
+        }
+        draft.nodes.insert(name.clone());
+        let Some(after) = self.world.node(name) else { return };
+        let available = |node: &Node| node.gpus.values().filter(|gpu| node.is_available(gpu)).count();
+        if available(after) > available(&before) {
+            self.room = true;
+        }
+        self.take_up_held(draft, name);
+        self.note_drift(draft, name);
+    }
+
+    /// Goes on with held placements whose VM is there now. What one decision cannot take follows with the next tick.
+    pub(super) fn take_up_held(&mut self, draft: &mut Draft, name: &NodeName) {
+        for placement in self.held_with_vm(name) {
+            if !draft.has_room() {
+                self.waiting_vms.insert(name.clone());
+                return;
+            }
+            if let Some(vm) = self.vm_of(&placement) {
+                self.take_up(draft, &placement, vm);
+            }
+        }
+        self.waiting_vms.remove(name);
+    }
+
+    fn held_with_vm(&self, name: &NodeName) -> Vec<PlacementName> {
+        self.world
+            .placements_on(name)
+            .filter(|p| matches!(p.phase, Phase::Held { .. }))
+            .map(|p| p.name().clone())
+            .filter(|placement| self.vm_of(placement).is_some())
+            .collect()
+    }
+
+    fn note_drift(&mut self, draft: &mut Draft, name: &NodeName) {
+        let found: Vec<_> =
+            self.world.placements_on(name).map(|p| (p.name().clone(), condition::drift(&self.world, p))).collect();
+        for (placement, drift) in found {
+            let known = self.world.live(&placement).and_then(|live| live.drift.clone());
+            if known.as_ref().map(|(_, what)| what) != drift.as_ref() {
+                let now = draft.now;
+                self.world.update_live(&placement, |live| live.drift = drift.map(|what| (now, what)));
+                draft.touched.insert(placement);
+            }
+        }
+    }
+
+    pub(super) fn progress(&mut self, draft: &mut Draft, node: &NodeName, progress: Progress) {
+        let Progress { generation, uid, report } = progress;
+        let Some(placement) = self.world.placement_by_uid(&uid) else { return };
+        let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
+        // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
+        if !its_node || generation < placement.generation {
+            return;
+        }
+        let name = placement.name().clone();
+        let (step, event) = match report {
+            StepReport::Working { step, attempt, last_error } => {
+                (Some(CurrentStep { step, attempt, last_error }), Event::StepBegan(step))
+            }
+            StepReport::Satisfied => (None, Event::Satisfied),
+            StepReport::Failed { step, error } => {
+                let attempt = self.world.live(&name).and_then(|live| live.step.as_ref()).map_or(1, |step| step.attempt);
+                (Some(CurrentStep { step, attempt, last_error: Some(error.clone()) }), Event::GaveUp { step, error })
+            }
+        };
+        self.world.update_live(&name, |live| live.step = step);
+        draft.touched.insert(name.clone());
+        self.happen(draft, &name, &event, |_| {});
+    }
+}
+
+/// Takes a complete listing into a node. True when hardware changed, so that the node's record must be written.
+fn take_in(node: &mut Node, report: InventoryReport, now: Timestamp) -> bool {
+    let InventoryReport { sequence: _, full, listing: _, gpus, vms, vms_gone } = report;
+    node.view = View::Complete;
+    let listed: BTreeSet<_> = gpus.iter().map(|gpu| gpu.address.clone()).collect();
+    if full {
+        node.vms.clear();
+        for (address, gpu) in &mut node.gpus {
+            // Once known and not spoken of: nobody can say where it is.
+            if !listed.contains(address) {
+                gpu.observed.state = GpuState::Unknown;
+            }
+        }
+    }
+    let mut hardware = false;
+    for seen in gpus {
+        hardware |= take_in_gpu(node, seen, now);
+    }
+    for vm in vms {
+        node.vms.insert(vm.id.clone(), vm);
+    }
+    for id in vms_gone {
+        node.vms.remove(&id);
+    }
+    hardware
+}
+
+fn take_in_gpu(node: &mut Node, mut seen: ObservedGpu, now: Timestamp) -> bool {
+    let Some(known) = node.gpus.get_mut(&seen.address) else {
+        node.gpus.insert(seen.address.clone(), Gpu { observed: seen, observed_at: Some(now), claim: None });
+        return true;
+    };
+    let stored = &known.observed.survey;
+    if !stored.fingerprint.matches(&seen.survey.fingerprint) {
+        // Another card than the one that is known: what is known stays, and nobody gets the stranger.
+        let reason = QuarantineReason::WrongCard {
+            expected: stored.fingerprint.clone(),
+            found: seen.survey.fingerprint.clone(),
+        };
+        seen.health = GpuHealth::Quarantined(reason);
+        seen.survey = stored.clone();
+    } else if seen.survey.verdict == Verdict::NotMeasured && stored.verdict != Verdict::NotMeasured {
+        // Measured when the host still had it; a dismounted card cannot be measured again.
+        seen.survey = stored.clone();
+    } else if seen.survey.fingerprint.serial.is_none() && stored.fingerprint.serial.is_some() {
+        seen.survey.fingerprint = stored.fingerprint.clone();
+    }
+    let changed = *stored != seen.survey;
+    known.observed = seen;
+    known.observed_at = Some(now);
+    changed
+}

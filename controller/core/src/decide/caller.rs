@@ -1,0 +1,218 @@
+//! What callers ask: create, commit, release.
+
+use super::Brain;
+use super::draft::Draft;
+use crate::lifecycle::Event;
+use crate::schedule;
+use berth_model::placement::{Assignment, Phase, Placement};
+use berth_model::reason::Refusal;
+use berth_model::request::{FieldError, PlacementRequest};
+use berth_model::trace::TraceParent;
+use berth_model::vm::VmSelector;
+use berth_model::{PlacementName, PlacementUid, VmId};
+use std::sync::Arc;
+
+impl Brain {
+    pub(super) fn create(
+        &mut self,
+        draft: &mut Draft,
+        request: PlacementRequest,
+        uid: PlacementUid,
+        caller: String,
+        trace: Option<TraceParent>,
+    ) -> Result<(), Refusal> {
+        if let Some(earlier) = self.world.placement_by_request(&request.request_id) {
+            return match earlier.request.first_difference(&request) {
+                None => {
+                    draft.answer = Some(earlier.name().clone());
+                    Ok(())
+                }
+                Some(field) => Err(Refusal::RequestIdReused {
+                    request_id: request.request_id.clone(),
+                    placement: earlier.name().clone(),
+                    field,
+                }),
+            };
+        }
+        if self.world.placement(&request.name).is_some_and(|p| p.phase.is_live()) {
+            return Err(Refusal::NameTaken(request.name.clone()));
+        }
+        if let Some(owner) = self.owner_of(&request.vm) {
+            return Err(Refusal::VmHasPlacement { vm: request.vm.clone(), placement: owner.name().clone() });
+        }
+        let count = self.world.placement_count();
+        if count >= self.limits.placements {
+            return Err(Refusal::TooManyPlacements { count });
+        }
+        let name = request.name.clone();
+        let queue = request.queue;
+        let placed = match schedule::schedule(&self.world, &request, draft.now) {
+            Ok(assignment) => Some(assignment),
+            Err(Refusal::NotPlaceable(_)) if queue.is_some() => {
+                let queued = self.world.queued();
+                if queued >= self.limits.queued {
+                    return Err(Refusal::QueueFull { queued });
+                }
+                None
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        self.put(
+            draft,
+            Placement {
+                uid,
+                request,
+                caller,
+                trace,
+                created: draft.now,
+                version: 0,
+                phase: Phase::Requested,
+                phase_since: draft.now,
+                assignment: None,
+                vm_id: None,
+                generation: 0,
+            },
+        );
+        match (placed, queue) {
+            (Some(assignment), _) => self.place(draft, &name, assignment),
+            (None, queue) => {
+                let until = draft.now.after(queue.unwrap_or_default());
+                self.happen(draft, &name, &Event::MustWait { until }, |_| {});
+            }
+        }
+        draft.answer = Some(name);
+        Ok(())
+    }
+
+    /// The live placement of a VM, whether it was named the same way or not.
+    fn owner_of(&self, vm: &VmSelector) -> Option<&Arc<Placement>> {
+        self.world.placement_by_vm(vm).or_else(|| {
+            // The same VM by its other name: only where it was seen, since names are not unique.
+            let [(node, id)] = self.world.find_vms(vm).try_into().ok()?;
+            let seen = self.world.node(&node)?.vms.get(&id)?;
+            let by_other = match vm {
+                VmSelector::Name(_) => VmSelector::Id(id),
+                VmSelector::Id(_) => VmSelector::Name(seen.name.clone()),
+            };
+            self.world
+                .placement_by_vm(&by_other)
+                .filter(|p| p.assignment.as_ref().is_none_or(|assignment| assignment.node == node))
+        })
+    }
+
+    /// Gives a requested or queued placement its GPUs; goes on at once when its VM is there already.
+    pub(super) fn place(&mut self, draft: &mut Draft, name: &PlacementName, assignment: Assignment) {
+        let Some(placement) = self.world.placement(name) else { return };
+        let until = draft.now.after(placement.request.hold.unwrap_or(self.limits.hold));
+        self.happen(draft, name, &Event::Placed { until }, |placement| placement.assignment = Some(assignment));
+        if let Some(vm) = self.vm_of(name) {
+            self.take_up(draft, name, vm);
+        }
+    }
+
+    /// The VM of a placement, when exactly one on its node is meant.
+    pub(super) fn vm_of(&self, name: &PlacementName) -> Option<VmId> {
+        let placement = self.world.placement(name)?;
+        let node = self.world.node(&placement.assignment.as_ref()?.node)?;
+        let mut meant = node.vms.values().filter(|vm| placement.request.vm.selects(vm)).map(|vm| vm.id.clone());
+        let first = meant.next()?;
+        meant.next().is_none().then_some(first)
+    }
+
+    /// Binds a held placement to its VM. Does nothing when that VM belongs to another placement.
+    pub(super) fn take_up(&mut self, draft: &mut Draft, name: &PlacementName, vm: VmId) -> bool {
+        let selector = VmSelector::Id(vm.clone());
+        if self.world.placement_by_vm(&selector).is_some_and(|other| other.name() != name) {
+            return false;
+        }
+        self.happen(draft, name, &Event::VmFound, |placement| placement.vm_id = Some(vm))
+    }
+
+    /// The placement a caller means, checked against what the caller rests on.
+    fn meant(
+        &self,
+        name: &PlacementName,
+        uid: Option<&PlacementUid>,
+        version: Option<u64>,
+    ) -> Result<&Arc<Placement>, Refusal> {
+        let placement = self.world.placement(name).ok_or_else(|| Refusal::UnknownPlacement {
+            name: name.clone(),
+            nearest: schedule::nearest(name.as_str(), self.world.placements().map(|p| p.name())).cloned(),
+        })?;
+        if let Some(expected) = uid.filter(|uid| **uid != placement.uid) {
+            return Err(Refusal::UidMismatch {
+                name: name.clone(),
+                expected: expected.to_string(),
+                actual: placement.uid.to_string(),
+            });
+        }
+        match version {
+            Some(expected) if expected != placement.version => {
+                Err(Refusal::VersionMismatch { name: name.clone(), expected, actual: placement.version })
+            }
+            Some(_) | None => Ok(placement),
+        }
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        draft: &mut Draft,
+        name: &PlacementName,
+        vm_id: Option<VmId>,
+        version: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let placement = Arc::clone(self.meant(name, None, version)?);
+        draft.answer = Some(name.clone());
+        let node = match (&placement.phase, &placement.assignment) {
+            (Phase::Held { .. }, Some(assignment)) => assignment.node.clone(),
+            (phase, _) => {
+                // Saying it again, or saying what the agent saw meanwhile, is no error.
+                let same =
+                    phase.is_live() && placement.vm_id.is_some() && (vm_id.is_none() || vm_id == placement.vm_id);
+                return if same { Ok(()) } else { Err(Refusal::NotHeld { name: name.clone(), phase: phase.name() }) };
+            }
+        };
+        let seen = self.vm_of(name);
+        let wrong = |problem: String| Refusal::Invalid(vec![FieldError::new("vm_id", problem)]);
+        let vm = match (vm_id, seen, &placement.request.vm) {
+            (Some(given), _, VmSelector::Id(asked)) if given != *asked => {
+                return Err(wrong(format!("{given} is not the VM asked for, {asked}")));
+            }
+            (Some(given), Some(seen), _) if given != seen => {
+                return Err(wrong(format!("{given} is not the VM of that name on {node}, which is {seen}")));
+            }
+            (Some(given), _, _) => given,
+            (None, Some(seen), _) => seen,
+            (None, None, _) => return Err(Refusal::VmNotSeen { vm: placement.request.vm.clone(), node }),
+        };
+        if let Some(elsewhere) =
+            self.world.find_vms(&VmSelector::Id(vm.clone())).into_iter().map(|(at, _)| at).find(|at| *at != node)
+        {
+            return Err(wrong(format!("VM {vm} is on {elsewhere}, its GPUs are held on {node}")));
+        }
+        if !self.take_up(draft, name, vm.clone()) {
+            let owner = self.world.placement_by_vm(&VmSelector::Id(vm.clone()));
+            let placement = owner.map_or_else(|| name.clone(), |p| p.name().clone());
+            return Err(Refusal::VmHasPlacement { vm: VmSelector::Id(vm), placement });
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(
+        &mut self,
+        draft: &mut Draft,
+        name: &PlacementName,
+        uid: Option<&PlacementUid>,
+        version: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let placement = self.meant(name, uid, None)?;
+        // Releasing what is being released, or is over, is the same answer again: the caller may have lost the first.
+        let ends_anyway = matches!(placement.phase, Phase::Releasing { .. }) || placement.phase.is_over();
+        if !ends_anyway {
+            self.meant(name, uid, version)?;
+            self.happen(draft, name, &Event::ReleaseAsked, |_| {});
+        }
+        draft.answer = Some(name.clone());
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! What time brings: phases that end by themselves, room for those who wait, a history that is forgotten.
+
+use super::Brain;
+use super::draft::Draft;
+use crate::lifecycle::Event;
+use crate::schedule;
+use berth_model::PlacementName;
+use berth_model::placement::{FailureReason, Phase, Placement};
+
+/// Queued placements looked at in one tick: some hundred microseconds each when nothing fits, so that callers never wait
+/// longer than a few milliseconds behind them.
+const QUEUE_LOOKS: usize = 32;
+/// Forgotten in one tick: two writes each.
+const FORGETS: usize = super::draft::MAX_PLACEMENTS;
+
+impl Brain {
+    pub(super) fn tick(&mut self, draft: &mut Draft) {
+        self.end_phases(draft);
+        for node in self.waiting_vms.clone() {
+            self.take_up_held(draft, &node);
+        }
+        self.serve_queue(draft);
+        self.forget_history(draft);
+    }
+
+    fn end_phases(&mut self, draft: &mut Draft) {
+        let due: Vec<_> = self.world.due(draft.now).take(super::draft::MAX_PLACEMENTS).cloned().collect();
+        for name in due {
+            if !draft.has_room() {
+                return;
+            }
+            if let Some(placement) = self.world.placement(&name) {
+                let event = Event::DeadlinePassed(self.lateness(placement));
+                self.happen(draft, &name, &event, |_| {});
+            }
+        }
+    }
+
+    fn lateness(&self, placement: &Placement) -> FailureReason {
+        let live = self.world.live(placement.name()).and_then(|live| live.step.clone());
+        match &placement.phase {
+            Phase::Queued { .. } => FailureReason::QueueExpired,
+            Phase::Held { .. } => {
+                // Nothing else explains a hold that nobody took up as well as a VM made in the wrong place.
+                let held_on = placement.assignment.as_ref().map(|a| &a.node);
+                match self.world.find_vms(&placement.request.vm).into_iter().find(|(node, _)| Some(node) != held_on) {
+                    Some((node, _)) => FailureReason::VmOnOtherNode { node },
+                    None => FailureReason::HoldExpired,
+                }
+            }
+            phase @ (Phase::Requested
+            | Phase::Preparing { .. }
+            | Phase::Attaching { .. }
+            | Phase::Starting { .. }
+            | Phase::Verifying { .. }
+            | Phase::Active
+            | Phase::Releasing { .. }
+            | Phase::Released
+            | Phase::Failed { .. }) => FailureReason::Deadline {
+                phase: phase.name().to_owned(),
+                step: live.as_ref().map(|step| step.step),
+                last_error: live.and_then(|step| step.last_error),
+            },
+        }
+    }
+
+    pub(super) fn queue_is_due(&self) -> bool {
+        (self.world.queued() > 0 && (self.room || self.pass.is_some())) || !self.waiting_vms.is_empty()
+    }
+
+    /// Goes on with the pass through the queue, oldest first; who fits is placed, who does not keeps its turn.
+    fn serve_queue(&mut self, draft: &mut Draft) {
+        if self.pass.is_none() {
+            if !std::mem::take(&mut self.room) {
+                return;
+            }
+        }
+        let waiting: Vec<_> = self.world.queue_after(self.pass.as_ref()).take(QUEUE_LOOKS).cloned().collect();
+        let last_of_pass = waiting.len() < QUEUE_LOOKS;
+        for at in waiting {
+            if !draft.has_room() {
+                return;
+            }
+            let name: &PlacementName = &at.1;
+            if let Some(placement) = self.world.placement(name) {
+                match schedule::find(&self.world, &placement.request, draft.now) {
+                    Ok(Some(assignment)) => self.place(draft, name, assignment),
+                    // Still no room, or something else stands in the way for now; its deadline ends it.
+                    Ok(None) | Err(_) => {}
+                }
+            }
+            self.pass = Some(at);
+        }
+        if last_of_pass {
+            self.pass = None;
+        }
+    }
+
+    pub(super) fn history_is_full(&self) -> bool {
+        self.world.over_count() > self.limits.history
+    }
+
+    fn forget_history(&mut self, draft: &mut Draft) {
+        for _ in 0..FORGETS {
+            let Some((since, name)) = self.world.over().next().cloned() else { return };
+            let old = since.after(self.limits.history_age) <= draft.now;
+            if !draft.has_room() || !(old || self.history_is_full()) {
+                return;
+            }
+            self.remove(draft, &name);
+        }
+    }
+}
