@@ -235,13 +235,19 @@ pub(crate) trait FromWire<W>: Sized {
     fn read(wire: W, at: At<'_>) -> Option<Self>;
 }
 
-/// A text for people on its way out: what is longer than a reader takes is cut, at a character's end, and says so.
+/// A text for people on its way out: what is longer than a reader takes is cut.
 pub(crate) fn text(text: &str) -> String {
+    cut(text, MAX_TEXT_BYTES)
+}
+
+/// Cuts a text to `limit` bytes (more than 4), at a character's end, and shows that it was cut.
+pub(crate) fn cut(text: &str, limit: usize) -> String {
     const CUT: &str = " …";
-    if text.len() <= MAX_TEXT_BYTES {
+    if text.len() <= limit {
         return text.to_owned();
     }
-    let end = text.floor_char_boundary(MAX_TEXT_BYTES - CUT.len());
+    let most = limit.saturating_sub(CUT.len());
+    let end = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= most).last().unwrap_or(0);
     format!("{}{CUT}", &text[..end])
 }
 

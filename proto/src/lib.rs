@@ -4,10 +4,18 @@
 //! decision may be taken here.
 
 pub mod convert;
+pub mod status;
 
 /// Messages and services that callers and agents speak.
 pub mod v1 {
-    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
     tonic::include_proto!("berth.v1");
 }
 
@@ -15,7 +23,14 @@ pub mod v1 {
 pub mod store {
     /// Version 1 of them.
     pub mod v1 {
-        #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
+        #![allow(
+            missing_docs,
+            unreachable_pub,
+            clippy::all,
+            clippy::pedantic,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
         tonic::include_proto!("berth.store.v1");
     }
 }

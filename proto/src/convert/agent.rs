@@ -83,7 +83,7 @@ impl FromWire<v1::InventoryReport> for InventoryReport {
         let vms_gone = at.field("vms_gone").list(vms_gone, MAX_VMS_PER_NODE, |id, at| at.parse(&id));
         let gpus_once = gpus.as_ref().and_then(|gpus| at_gpus.distinct("address", gpus, |gpu| gpu.address.clone()));
         let vms_once = vms.as_ref().and_then(|vms| at_vms.distinct("id", vms, |vm| vm.id.clone()));
-        (gpus_once?, vms_once?);
+        gpus_once.and(vms_once)?;
         Some(Self {
             sequence,
             full,

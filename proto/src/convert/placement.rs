@@ -138,13 +138,17 @@ impl FromWire<v1::PlacementRequest> for PlacementRequest {
             verify: verify.unwrap_or_default(),
             return_to: return_to.unwrap_or_default(),
         };
-        match Self::new(draft) {
-            Ok(request) => {
-                (locality?, resources?, hold?, queue?, verify?, return_to?);
-                Some(request)
-            }
+        let request = match Self::new(draft) {
+            Ok(request) => Some(request),
             Err(errors) => at.refuse_all(errors),
-        }
+        };
+        let complete = locality.is_some()
+            && resources.is_some()
+            && hold.is_some()
+            && queue.is_some()
+            && verify.is_some()
+            && return_to.is_some();
+        request.filter(|_| complete)
     }
 }
 
