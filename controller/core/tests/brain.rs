@@ -564,3 +564,15 @@ fn many_vms_at_once_are_taken_up_in_several_decisions() {
     f.pass(Duration::ZERO);
     assert!(f.brain.world().placements().all(|p| p.phase.name() == "Preparing"), "{}", f.show());
 }
+
+#[test]
+fn a_report_that_says_nothing_new_costs_the_store_nothing() {
+    let mut f = Fixture::with_node(4);
+    let again = f.report("n1", (0..4).map(|slot| gpu(slot, IN_HOST)).collect(), vec![]);
+    assert_eq!(again.changes, []);
+    let moved = f.report("n1", (0..4).map(|slot| gpu(slot, GpuState::Pooled)).collect(), vec![vm(1, "web")]);
+    assert_eq!(moved.changes, [], "where a GPU is is observed, not stored");
+    f.input(Input::Disconnected(node_name("n1")));
+    let back = f.brain.decide(f.now, Input::Tick).unwrap();
+    assert_eq!(back.changes, []);
+}
