@@ -3,7 +3,12 @@
 //! Owns the [`Store`] trait, the key space ([`key`]), the stored form of records (`record`), the in-memory and the
 //! embedded implementation, and the `contract` suite that every implementation passes. Must never decide anything.
 
+pub mod embedded;
+mod engine;
+mod follow;
 pub mod key;
+pub mod memory;
+mod past;
 mod store;
 
 pub use store::{
