@@ -208,6 +208,8 @@ pub struct World {
     queue: OrdSet<(Timestamp, PlacementName)>,
     /// When phases end by themselves, earliest first.
     deadlines: OrdSet<(Timestamp, PlacementName)>,
+    /// Placements that own GPUs, by the group they are to be spread in.
+    spread: OrdMap<PlacementName, OrdSet<PlacementName>>,
     /// Where VMs were last seen.
     vm_nodes: OrdMap<VmId, NodeName>,
     /// VMs by lower-cased name: names are not unique.
@@ -295,6 +297,11 @@ impl World {
     /// Placements that own GPUs of a node, in order of name.
     pub fn placements_on<'a>(&'a self, node: &NodeName) -> impl Iterator<Item = &'a Arc<Placement>> + use<'a> {
         self.on_node.get(node).into_iter().flatten().filter_map(|name| self.placements.get(name))
+    }
+
+    /// Placements of a spread group that own GPUs, in order of name.
+    pub fn spread_group<'a>(&'a self, group: &PlacementName) -> impl Iterator<Item = &'a Arc<Placement>> + use<'a> {
+        self.spread.get(group).into_iter().flatten().filter_map(|name| self.placements.get(name))
     }
 
     /// What the agent last said about a placement.
@@ -439,6 +446,9 @@ impl World {
         }
         if let (true, Some(assignment)) = (placement.phase.holds_claims(), &placement.assignment) {
             self.on_node.entry(assignment.node.clone()).or_default().insert(name.clone());
+            if let Some(group) = &placement.request.spread_group {
+                self.spread.entry(group.clone()).or_default().insert(name.clone());
+            }
             let node = assignment.node.clone();
             let owner = Arc::clone(&placement);
             self.update_node(&node, |node| claim(node, &owner));
@@ -475,6 +485,14 @@ impl World {
                     self.on_node.remove(&assignment.node);
                 }
             }
+            if let Some(group) = &old.request.spread_group
+                && let Some(members) = self.spread.get_mut(group)
+            {
+                members.remove(name);
+                if members.is_empty() {
+                    self.spread.remove(group);
+                }
+            }
             let node = assignment.node.clone();
             self.update_node(&node, |node| unclaim(node, &old));
         }
@@ -495,12 +513,13 @@ impl World {
             ("placements by request id", self.by_request == fresh.by_request),
             ("placements by VM", self.by_vm == fresh.by_vm),
             ("placements on nodes", self.on_node == fresh.on_node),
+            ("spread groups", self.spread == fresh.spread),
             ("the queue", self.queue == fresh.queue),
             ("deadlines", self.deadlines == fresh.deadlines),
             ("history", self.over == fresh.over),
             ("VMs by name", self.vm_names == fresh.vm_names),
             ("reservations", reserved(self) == reserved(&fresh)),
-            ("the scheduling index", self.index == fresh.index),
+            ("the scheduling index", self.index == Index::recompute(self.nodes.values().map(|node| &**node))),
         ];
         same.into_iter()
             .filter(|(_, same)| !same)
