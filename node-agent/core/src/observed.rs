@@ -1,10 +1,10 @@
 //! What a host shows, unknown included.
 
+use berth_model::VmId;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
 use berth_model::node::BootId;
 use berth_model::pci::DeviceAddress;
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
-use berth_model::VmId;
 use std::collections::BTreeMap;
 
 /// Settings of a VM that matter to device assignment.
@@ -61,8 +61,11 @@ pub struct GuestDevices {
 pub struct HostView {
     /// The boot it was taken in.
     pub boot: BootId,
-    /// GPUs that answered, by address.
+    /// GPUs, by address. A driver lists those that answered; [`crate::report::Tracker`] adds those it knows of as
+    /// unknown or missing.
     pub gpus: BTreeMap<DeviceAddress, ObservedGpu>,
+    /// Where the other functions of GPUs' cards (audio, USB) are, by address.
+    pub companions: BTreeMap<DeviceAddress, GpuState>,
     /// VMs, by id.
     pub vms: BTreeMap<VmId, VmView>,
 }
@@ -70,12 +73,15 @@ pub struct HostView {
 impl HostView {
     /// Which VMs list a device, running or not: the only way to know whether it is free.
     pub fn holders(&self, address: &DeviceAddress) -> impl Iterator<Item = &VmView> {
-        self.vms.values().filter(move |view| view.vm.devices.iter().any(|d| matches!(d, VmDevice::At(a) if a == address)))
+        self.vms
+            .values()
+            .filter(move |view| view.vm.devices.iter().any(|d| matches!(d, VmDevice::At(a) if a == address)))
     }
 
-    /// State of one GPU; `Unknown` when it did not answer.
+    /// State of one GPU or companion; `Unknown` when it did not answer.
     pub fn state(&self, address: &DeviceAddress) -> GpuState {
-        self.gpus.get(address).map_or(GpuState::Unknown, |gpu| gpu.state.clone())
+        let companion = || self.companions.get(address);
+        self.gpus.get(address).map(|gpu| &gpu.state).or_else(companion).cloned().unwrap_or(GpuState::Unknown)
     }
 
     /// Whether the VM is surely off.
@@ -83,7 +89,7 @@ impl HostView {
         self.vms.get(vm).is_some_and(|view| view.vm.state == VmState::Off)
     }
 
-    /// Whether a GPU's condition forbids using it.
+    /// Whether nothing about a GPU's condition forbids using it.
     pub fn is_healthy(&self, address: &DeviceAddress) -> bool {
         self.gpus.get(address).is_some_and(|gpu| gpu.health == GpuHealth::Ok)
     }

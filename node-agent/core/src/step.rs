@@ -4,6 +4,7 @@ use crate::observed::VmSettings;
 use berth_model::VmId;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::StepKind;
+use std::fmt;
 
 /// One step. Never a list, never "all": every step names the one VM or the one device it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,12 @@ pub enum Step {
         /// The function.
         address: DeviceAddress,
     },
+    /// Take records out of a VM's configuration whose device is gone. The host reports them without an address, so
+    /// they cannot be named one by one; a record that names a device is never touched.
+    DetachStale {
+        /// The VM.
+        vm: VmId,
+    },
     /// Give it back to the host.
     Mount {
         /// The function.
@@ -90,10 +97,74 @@ impl Step {
             Self::Attach { .. } => StepKind::Attach,
             Self::StartVm { .. } => StepKind::StartVm,
             Self::Verify { .. } => StepKind::Verify,
-            Self::Detach { .. } => StepKind::Detach,
+            Self::Detach { .. } | Self::DetachStale { .. } => StepKind::Detach,
             Self::Mount { .. } => StepKind::Mount,
             Self::Enable { .. } => StepKind::Enable,
             Self::RestoreVm { .. } => StepKind::RestoreVm,
+        }
+    }
+
+    /// The VM it is about.
+    pub fn vm(&self) -> Option<&VmId> {
+        match self {
+            Self::MakeStandalone { vm }
+            | Self::StopVm { vm }
+            | Self::ConfigureVm { vm, .. }
+            | Self::Attach { vm, .. }
+            | Self::StartVm { vm }
+            | Self::Verify { vm }
+            | Self::Detach { vm, .. }
+            | Self::DetachStale { vm }
+            | Self::RestoreVm { vm, .. } => Some(vm),
+            Self::Disable { .. } | Self::Dismount { .. } | Self::Mount { .. } | Self::Enable { .. } => None,
+        }
+    }
+
+    /// The function it is about.
+    pub fn device(&self) -> Option<&DeviceAddress> {
+        match self {
+            Self::Disable { address }
+            | Self::Dismount { address }
+            | Self::Attach { address, .. }
+            | Self::Detach { address, .. }
+            | Self::Mount { address }
+            | Self::Enable { address } => Some(address),
+            Self::MakeStandalone { .. }
+            | Self::StopVm { .. }
+            | Self::ConfigureVm { .. }
+            | Self::StartVm { .. }
+            | Self::Verify { .. }
+            | Self::DetachStale { .. }
+            | Self::RestoreVm { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    /// For the log: the step and what it is about.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::DetachStale { .. } => "Detach stale records",
+            Self::MakeStandalone { .. }
+            | Self::StopVm { .. }
+            | Self::ConfigureVm { .. }
+            | Self::Disable { .. }
+            | Self::Dismount { .. }
+            | Self::Attach { .. }
+            | Self::StartVm { .. }
+            | Self::Verify { .. }
+            | Self::Detach { .. }
+            | Self::Mount { .. }
+            | Self::Enable { .. }
+            | Self::RestoreVm { .. } => self.kind().name(),
+        };
+        f.write_str(name)?;
+        if let Some(address) = self.device() {
+            write!(f, " {address}")?;
+        }
+        match self.vm() {
+            Some(vm) => write!(f, " of VM {vm}"),
+            None => Ok(()),
         }
     }
 }

@@ -1,0 +1,36 @@
+//! What the agent must not forget: facts that the host cannot show again.
+//!
+//! Everything else is looked up anew after a restart. The shell keeps this durably and writes a change before it carries
+//! out the step that comes with it.
+
+use crate::observed::VmSettings;
+use berth_model::VmId;
+use berth_model::gpu::Survey;
+use berth_model::pci::DeviceAddress;
+use std::collections::BTreeMap;
+
+/// Small: at most one entry for each GPU and each VM of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Settings of VMs as they were before Berth first changed them.
+    pub original: BTreeMap<VmId, VmSettings>,
+    /// The card that is known to sit at an address, as surveyed while the host still ran it: a disabled or dismounted
+    /// device cannot be measured, and another card at a known address is an alarm, restart or not.
+    pub known: BTreeMap<DeviceAddress, Survey>,
+}
+
+/// Its form on disk: JSON with ids as text. Read strictly: an unknown field or an illegal id is an error, not a guess.
+mod stored;
+
+impl serde::Serialize for Memory {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        stored::Memory::from(self).serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Memory {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = stored::Memory::deserialize(deserializer)?;
+        Self::try_from(stored).map_err(serde::de::Error::custom)
+    }
+}

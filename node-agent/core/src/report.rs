@@ -1,0 +1,341 @@
+//! From looks to knowledge, and from knowledge to reports.
+//!
+//! The [`Tracker`] joins successive looks: what was once known and does not show is unknown first and missing only after
+//! several complete looks; another card at a known address is quarantined. The [`Reporter`] tells the controller what it
+//! was not told yet. Neither ever concludes anything from a look that failed.
+
+use crate::cards;
+use crate::memory::Memory;
+use crate::observed::{HostView, VmView};
+use berth_model::desired::DesiredPlacement;
+use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Survey, Verdict};
+use berth_model::inventory::{InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
+use berth_model::pci::DeviceAddress;
+use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use berth_model::{ModelName, VmId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Complete looks in a row that must lack something before it counts as gone. A listing taken while the host rearranges
+/// its devices can lack some; three in a row, seconds apart, have not been seen to.
+pub const MISSES_UNTIL_GONE: u32 = 3;
+/// Looks in a row that may show no GPU at all, where some were known, before that is believed. An empty listing mostly
+/// means that the listing failed; but the only card of a host can really be taken out, and then it must end.
+pub const EMPTY_LOOKS: u32 = 5;
+
+/// Joins looks.
+#[derive(Clone, Debug, Default)]
+pub struct Tracker {
+    /// GPUs as last seen since the agent started, with the complete looks that lacked them since.
+    gpus: BTreeMap<DeviceAddress, Seen<ObservedGpu>>,
+    companions: BTreeMap<DeviceAddress, Seen<GpuState>>,
+    vms: BTreeMap<VmId, Seen<VmView>>,
+    /// What is asked for without having been seen since the agent started, and the complete looks that lacked it.
+    unseen_vms: BTreeMap<VmId, u32>,
+    unseen_gpus: BTreeMap<DeviceAddress, u32>,
+    empty_looks: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Seen<T> {
+    last: T,
+    misses: u32,
+}
+
+/// Ages entries that a look lacks; `true` for those that are gone.
+fn miss<T>(seen: &mut Seen<T>) -> bool {
+    seen.misses = seen.misses.saturating_add(1);
+    seen.misses >= MISSES_UNTIL_GONE
+}
+
+impl Tracker {
+    /// Takes in a complete look and gives it back with what is known besides: absent GPUs as unknown or missing, absent
+    /// VMs as unknown until they are surely gone, wrong cards quarantined, known surveys where nothing can be measured.
+    /// `wanted` are placements whose VMs and GPUs count as known although nothing was seen of them yet.
+    ///
+    /// # Errors
+    /// Why the look counts as failed. Then nothing has changed but the count of such looks.
+    pub fn look<'a>(
+        &mut self,
+        mut view: HostView,
+        wanted: impl Iterator<Item = &'a DesiredPlacement> + Clone,
+        memory: &mut Memory,
+    ) -> Result<HostView, String> {
+        self.judge(&view, memory)?;
+        self.track_gpus(&mut view, wanted.clone(), memory);
+        self.track_companions(&mut view);
+        let remembered: Vec<_> = memory.original.keys().cloned().collect();
+        self.track_vms(&mut view, wanted.map(|p| &p.vm).chain(&remembered));
+        // A device in the pool that a VM listed a moment ago is not free because that VM does not show.
+        let listed: BTreeMap<DeviceAddress, VmId> = (view.vms.values())
+            .filter(|vm| vm.vm.state == VmState::Unknown)
+            .flat_map(|vm| vm.vm.devices.iter().map(move |device| (device, &vm.vm.id)))
+            .filter_map(|(device, vm)| match device {
+                VmDevice::At(address) => Some((address.clone(), vm.clone())),
+                VmDevice::Stale => None,
+            })
+            .collect();
+        let gpus = view.gpus.iter_mut().map(|(address, gpu)| (address, &mut gpu.state));
+        for (address, state) in gpus.chain(view.companions.iter_mut()) {
+            if let (GpuState::Pooled, Some(vm)) = (&*state, listed.get(address)) {
+                *state = GpuState::Attached { vm: vm.clone() };
+            }
+        }
+        Ok(view)
+    }
+
+    fn judge(&mut self, view: &HostView, memory: &Memory) -> Result<(), String> {
+        if view.gpus.len() > MAX_GPUS_PER_NODE {
+            return Err(format!("the host lists {} GPUs, at most {MAX_GPUS_PER_NODE} can be kept", view.gpus.len()));
+        }
+        if view.vms.len() > MAX_VMS_PER_NODE {
+            return Err(format!("the host lists {} VMs, at most {MAX_VMS_PER_NODE} can be kept", view.vms.len()));
+        }
+        let any_expected = self.gpus.values().any(|gpu| gpu.misses < MISSES_UNTIL_GONE)
+            || (self.gpus.is_empty() && !memory.known.is_empty());
+        if view.gpus.is_empty() && any_expected && self.empty_looks < EMPTY_LOOKS {
+            self.empty_looks += 1;
+            return Err("the listing shows no GPU at all, although there were some".to_owned());
+        }
+        if !view.gpus.is_empty() {
+            self.empty_looks = 0;
+        }
+        Ok(())
+    }
+
+    fn track_gpus<'a>(
+        &mut self,
+        view: &mut HostView,
+        wanted: impl Iterator<Item = &'a DesiredPlacement>,
+        memory: &mut Memory,
+    ) {
+        for (address, gpu) in &mut view.gpus {
+            recognise(gpu, memory);
+            self.unseen_gpus.remove(address);
+            self.gpus.insert(address.clone(), Seen { last: gpu.clone(), misses: 0 });
+        }
+        for (address, survey) in &memory.known {
+            self.gpus
+                .entry(address.clone())
+                .or_insert_with(|| Seen { last: unknown(address, survey.clone()), misses: 0 });
+        }
+        for (address, seen) in &mut self.gpus {
+            if view.gpus.contains_key(address) {
+                continue;
+            }
+            let gone = miss(seen);
+            if let (GpuHealth::Quarantined(QuarantineReason::WrongCard { .. }), Some(known)) =
+                (&seen.last.health, memory.known.get(address))
+            {
+                // The wrong card is out; what is missing is the right one.
+                seen.last = unknown(address, known.clone());
+            }
+            seen.last.state = absent(view.vms.values(), address, gone);
+            view.gpus.insert(address.clone(), seen.last.clone());
+        }
+        let named: BTreeMap<_, _> = wanted.flat_map(|p| &p.gpus).map(|gpu| (&gpu.address, gpu)).collect();
+        self.unseen_gpus.retain(|address, _| named.contains_key(address));
+        for (address, gpu) in named.into_iter().filter(|(address, _)| !self.gpus.contains_key(*address)) {
+            let misses = self.unseen_gpus.entry(address.clone()).or_default();
+            *misses = misses.saturating_add(1);
+            let survey = Survey {
+                model: cards::by_id(&gpu.fingerprint.id)
+                    .map_or(cards::GENERIC.model, |card| card.model)
+                    .parse::<ModelName>()
+                    .unwrap_or_else(|_| unreachable!("names in the card table are legal; a test parses them all")),
+                fingerprint: gpu.fingerprint.clone(),
+                vram_bytes: None,
+                mmio: gpu.mmio,
+                numa_node: None,
+                companions: Vec::new(),
+                verdict: Verdict::NotMeasured,
+            };
+            let mut placeholder = unknown(address, survey);
+            placeholder.state = absent(view.vms.values(), address, *misses >= MISSES_UNTIL_GONE);
+            view.gpus.insert(address.clone(), placeholder);
+        }
+    }
+
+    fn track_companions(&mut self, view: &mut HostView) {
+        for (address, state) in &view.companions {
+            self.companions.insert(address.clone(), Seen { last: state.clone(), misses: 0 });
+        }
+        // Companions that a present card should have.
+        let expected: BTreeSet<_> = (view.gpus.values())
+            .filter(|gpu| !matches!(gpu.state, GpuState::Missing | GpuState::Stale { .. } | GpuState::Unknown))
+            .flat_map(|gpu| gpu.survey.companions.iter().cloned())
+            .collect();
+        self.companions.retain(|address, _| expected.contains(address));
+        for address in expected.into_iter().filter(|address| !view.companions.contains_key(address)).collect::<Vec<_>>()
+        {
+            let seen = self.companions.entry(address.clone()).or_insert(Seen { last: GpuState::Unknown, misses: 0 });
+            let gone = miss(seen);
+            view.companions.insert(address.clone(), absent(view.vms.values(), &address, gone));
+        }
+    }
+
+    fn track_vms<'a>(&mut self, view: &mut HostView, wanted: impl Iterator<Item = &'a VmId>) {
+        for (id, vm) in &view.vms {
+            self.unseen_vms.remove(id);
+            self.vms.insert(id.clone(), Seen { last: vm.clone(), misses: 0 });
+        }
+        let shown: BTreeSet<_> = view.vms.keys().cloned().collect();
+        let mut gone = Vec::new();
+        for (id, seen) in self.vms.iter_mut().filter(|(id, _)| !shown.contains(*id)) {
+            if miss(seen) {
+                gone.push(id.clone());
+            } else {
+                let mut vm = seen.last.clone();
+                vm.vm.state = VmState::Unknown;
+                vm.guest = None;
+                view.vms.insert(id.clone(), vm);
+            }
+        }
+        for id in gone {
+            self.vms.remove(&id);
+            // Known to be gone: whoever asks need not wait again.
+            self.unseen_vms.insert(id, MISSES_UNTIL_GONE);
+        }
+        let wanted: BTreeSet<_> = wanted.cloned().collect();
+        self.unseen_vms.retain(|id, _| wanted.contains(id));
+        for id in wanted.into_iter().filter(|id| !view.vms.contains_key(id)) {
+            let misses = self.unseen_vms.entry(id).or_default();
+            *misses = misses.saturating_add(1);
+        }
+    }
+
+    /// Whether a VM that the last look lacked is surely gone.
+    pub fn vm_is_gone(&self, vm: &VmId) -> bool {
+        self.unseen_vms.get(vm).is_some_and(|misses| *misses >= MISSES_UNTIL_GONE)
+    }
+
+    /// Forgets which cards are known, so that those now in their slots are taken for right: the node is admitted anew.
+    pub fn readmit(&mut self, memory: &mut Memory) {
+        memory.known.clear();
+        self.gpus.clear();
+    }
+}
+
+fn unknown(address: &DeviceAddress, survey: Survey) -> ObservedGpu {
+    ObservedGpu { address: address.clone(), survey, state: GpuState::Unknown, health: GpuHealth::Ok }
+}
+
+/// State of a device that a look lacks.
+fn absent<'a>(mut vms: impl Iterator<Item = &'a VmView>, address: &DeviceAddress, gone: bool) -> GpuState {
+    if !gone {
+        return GpuState::Unknown;
+    }
+    let lists = |vm: &&VmView| vm.vm.devices.iter().any(|d| matches!(d, VmDevice::At(a) if a == address));
+    match vms.find(lists) {
+        Some(vm) => GpuState::Stale { vm: vm.vm.id.clone() },
+        None => GpuState::Missing,
+    }
+}
+
+/// Compares a GPU that answered with the card known at its address, and remembers it if none is.
+fn recognise(gpu: &mut ObservedGpu, memory: &mut Memory) {
+    let measured = gpu.survey.verdict != Verdict::NotMeasured;
+    let room = memory.known.len() < MAX_GPUS_PER_NODE;
+    match memory.known.get_mut(&gpu.address) {
+        Some(known) if !known.fingerprint.matches(&gpu.survey.fingerprint) => {
+            let (expected, found) = (known.fingerprint.clone(), gpu.survey.fingerprint.clone());
+            gpu.health = GpuHealth::Quarantined(QuarantineReason::WrongCard { expected, found });
+        }
+        Some(known) => {
+            let serial = known.fingerprint.serial.clone();
+            if measured || known.verdict == Verdict::NotMeasured {
+                *known = gpu.survey.clone();
+                known.fingerprint.serial = known.fingerprint.serial.take().or(serial);
+            }
+            gpu.survey = known.clone();
+        }
+        None if room => {
+            memory.known.insert(gpu.address.clone(), gpu.survey.clone());
+        }
+        // More addresses than a node may have GPUs: cards were moved about. It is used, but not watched for a swap.
+        None => {}
+    }
+}
+
+/// What is to be told about a host at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Told {
+    failed: Option<String>,
+    gpus: BTreeMap<DeviceAddress, ObservedGpu>,
+    vms: BTreeMap<VmId, ObservedVm>,
+}
+
+/// Tells a session what it was not told yet.
+#[derive(Clone, Debug, Default)]
+pub struct Reporter {
+    sequence: u64,
+    /// Nothing was told to this session yet: the next complete look is told in full.
+    told: Option<Told>,
+    now: Option<Told>,
+    failed: Option<String>,
+}
+
+impl Reporter {
+    /// Takes in a complete look.
+    pub fn complete(&mut self, view: &HostView) {
+        let gpus = view.gpus.iter().map(|(address, gpu)| (address.clone(), gpu.clone())).collect();
+        let vms = view.vms.iter().map(|(id, vm)| (id.clone(), vm.vm.clone())).collect();
+        self.now = Some(Told { failed: None, gpus, vms });
+        self.failed = None;
+    }
+
+    /// Takes in a look that failed.
+    pub fn failed(&mut self, why: String) {
+        self.failed = Some(why);
+    }
+
+    /// A new session begins: it has been told nothing.
+    pub fn new_session(&mut self) {
+        self.sequence = 0;
+        self.told = None;
+    }
+
+    /// What is to be told now, if anything.
+    pub fn report(&mut self) -> Option<InventoryReport> {
+        let report = match (&self.failed, &self.now, &mut self.told) {
+            (Some(why), _, Some(told)) if told.failed.as_ref() == Some(why) => return None,
+            (Some(why), _, told) => {
+                told.get_or_insert_default().failed = Some(why.clone());
+                delta(Listing::Failed { why: why.clone() })
+            }
+            (None, None, _) => return None,
+            (None, Some(now), Some(told)) if now == told => return None,
+            // Only a failure was told so far, or nothing: begin with everything.
+            (None, Some(now), told) => {
+                let before =
+                    told.replace(now.clone()).filter(|before| !before.gpus.is_empty() || !before.vms.is_empty());
+                match before {
+                    None => InventoryReport {
+                        full: true,
+                        gpus: now.gpus.values().cloned().collect(),
+                        vms: now.vms.values().cloned().collect(),
+                        ..delta(Listing::Complete)
+                    },
+                    Some(before) => InventoryReport {
+                        gpus: changed(&before.gpus, &now.gpus),
+                        vms: changed(&before.vms, &now.vms),
+                        vms_gone: before.vms.keys().filter(|id| !now.vms.contains_key(*id)).cloned().collect(),
+                        ..delta(Listing::Complete)
+                    },
+                }
+            }
+        };
+        self.sequence += 1;
+        Some(InventoryReport { sequence: self.sequence, ..report })
+    }
+}
+
+fn delta(listing: Listing) -> InventoryReport {
+    InventoryReport { sequence: 0, full: false, listing, gpus: Vec::new(), vms: Vec::new(), vms_gone: Vec::new() }
+}
+
+fn changed<K: Ord, V: Clone + PartialEq>(before: &BTreeMap<K, V>, now: &BTreeMap<K, V>) -> Vec<V> {
+    now.iter().filter(|(key, value)| before.get(key) != Some(value)).map(|(_, value)| value.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests;
