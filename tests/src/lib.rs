@@ -1,1 +1,5 @@
-//! placeholder
+//! What the tests across crates share: driving the real binaries, replaying a real cluster's requests, random faults.
+//!
+//! Must never be a dependency of anything that ships.
+
+pub mod replay;
