@@ -11,7 +11,7 @@ mod common;
 mod inventory;
 mod placement;
 
-pub use common::{duration, read_duration, timestamp};
+pub use common::{duration, read_duration, read_timestamp, timestamp};
 
 use berth_model::reason::Refusal;
 use berth_model::request::FieldError;

@@ -6,14 +6,9 @@
 use crate::store::{
     CommitError, Event, Fence, KeyValue, MAX_OPERATIONS, MAX_VALUE_BYTES, Revision, Transaction, Write,
 };
-use crate::{Precondition, key};
-use berth_proto::store::v1::LeaderRecord;
+use crate::{Precondition, key, record};
 use bytes::Bytes;
-use prost::Message as _;
 use std::collections::BTreeSet;
-
-/// Schema of the leader record this version writes.
-pub(crate) const LEADER_SCHEMA: u32 = 1;
 
 /// What is kept under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,22 +144,16 @@ pub(crate) fn campaign<K: Keys>(
     keys: &mut K,
     next: Revision,
     candidate: &str,
-) -> Result<Result<(u64, Change), String>, K::Error> {
+) -> Result<Result<(u64, Change), record::Error>, K::Error> {
     let before = keys.get(key::LEADER)?;
-    let old = match &before {
+    let old = match before.as_ref().map(|stored| record::read_leader(&stored.value)) {
         None => 0,
-        Some(stored) => match LeaderRecord::decode(stored.value.clone()) {
-            Err(error) => return Ok(Err(format!("{}: {error}", key::LEADER))),
-            Ok(record) if record.schema != LEADER_SCHEMA => {
-                let found = record.schema;
-                return Ok(Err(format!("{} has schema {found}, this version knows {LEADER_SCHEMA}", key::LEADER)));
-            }
-            Ok(record) => record.term,
-        },
+        Some(Ok(leader)) => leader.term,
+        Some(Err(error)) => return Ok(Err(error)),
     };
     let term = old + 1;
-    let record = LeaderRecord { schema: LEADER_SCHEMA, term, candidate: candidate.to_owned() };
-    let after = Stored { created: next, modified: next, version: 1, value: record.encode_to_vec().into() };
+    let value = record::leader(&record::Leader { term, candidate: candidate.to_owned() });
+    let after = Stored { created: next, modified: next, version: 1, value };
     keys.put(key::LEADER, &after)?;
     Ok(Ok((term, Change { key: key::LEADER.to_owned(), before, after: Some(after) })))
 }

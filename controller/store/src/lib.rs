@@ -1,6 +1,6 @@
 //! What is durable: one port, three implementations, one contract.
 //!
-//! Owns the [`Store`] trait, the key space ([`key`]), the stored form of records (`record`), the in-memory and the
+//! Owns the [`Store`] trait, the key space ([`key`]), the stored form of records ([`record`]), the in-memory and the
 //! embedded implementation, and the `contract` suite that every implementation passes. Must never decide anything.
 
 pub mod embedded;
@@ -9,6 +9,7 @@ mod follow;
 pub mod key;
 pub mod memory;
 mod past;
+pub mod record;
 mod store;
 
 pub use store::{

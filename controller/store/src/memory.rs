@@ -195,7 +195,7 @@ impl Store for Memory {
         let mut state = self.shared.state();
         let next = Revision(state.revision().0 + 1);
         let Ok(won) = engine::campaign(&mut state.keys, next, candidate);
-        let (term, change) = won.map_err(Error::Corrupt)?;
+        let (term, change) = won?;
         let created = self.shared.publish(&mut state, vec![change]);
         Ok(follow::leadership(term, created, self.shared.tip.subscribe()))
     }

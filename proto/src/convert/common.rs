@@ -45,6 +45,14 @@ pub fn read_duration(wire: prost_types::Duration) -> Result<Duration, Invalid> {
     read(|at| Duration::read(wire, at))
 }
 
+/// Reads a moment: whole milliseconds, not before 1970.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_timestamp(wire: prost_types::Timestamp) -> Result<Timestamp, Invalid> {
+    read(|at| Timestamp::read(wire, at))
+}
+
 impl FromWire<prost_types::Timestamp> for Timestamp {
     fn read(wire: prost_types::Timestamp, at: At<'_>) -> Option<Self> {
         let prost_types::Timestamp { seconds, nanos } = wire;

@@ -8,6 +8,7 @@ use super::open::Files;
 use super::tables::{KEYS, KeyTable, LOG, META, META_COMPACTED, META_REVISION, encode, failed};
 use crate::engine::{self, Change, Refusal};
 use crate::follow::Tip;
+use crate::record;
 use crate::store::{CommitError, Error, Revision, Transaction, Write};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -45,7 +46,7 @@ enum Outcome {
     Done(Revision),
     Refused(Refusal),
     Elected { term: u64, created: Revision },
-    Damaged(String),
+    Damaged(record::Error),
 }
 
 /// Why the writer ends.
@@ -164,13 +165,13 @@ fn answer(job: Job, outcome: Outcome) {
             let _ = answer.send(match outcome {
                 Outcome::Done(revision) | Outcome::Elected { created: revision, .. } => Ok(revision),
                 Outcome::Refused(refusal) => Err(refusal.into()),
-                Outcome::Damaged(what) => Err(CommitError::Unavailable(what)),
+                Outcome::Damaged(what) => Err(CommitError::Unavailable(what.to_string())),
             });
         }
         Job::Campaign { answer, .. } => {
             let _ = answer.send(match outcome {
                 Outcome::Elected { term, created } => Ok((term, created)),
-                Outcome::Damaged(what) => Err(Error::Corrupt(what)),
+                Outcome::Damaged(what) => Err(what.into()),
                 Outcome::Done(_) | Outcome::Refused(_) => Err(Error::Corrupt("the election had no outcome".to_owned())),
             });
         }
