@@ -1,7 +1,15 @@
 //! The one who decides: campaigns, loads the world, and takes one input after the other through the brain.
 //!
 //! Owns the [`berth_core::decide::Brain`]. Must never answer anybody, or send an agent anything, that rests on what is
-//! not committed yet.
+//! not committed yet: what a batch of inputs came to waits, in order, behind every commit before it.
+//!
+//! When a commit fails or its answer is lost, nothing speculative survives: who waits is told, a new leadership is won
+//! (so that a lost commit that is still under way somewhere cannot land any more) and the world is loaded anew.
+
+mod load;
+mod run;
+
+pub(crate) use run::{Ended, Options, Outbox, Service, now};
 
 use berth_core::decide::Input;
 use berth_model::placement::Placement;
@@ -9,6 +17,9 @@ use berth_model::reason::{ErrorClass, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+
+/// Inputs that wait for a decision. A whole large fleet may report at once; each waits in here or at its own stream.
+pub(crate) const QUEUE: usize = 4_096;
 
 /// How long a call waits for a place in the queue before it is told to come back later: shorter than any client's own
 /// deadline, longer than a hiccup of the disk.
@@ -55,14 +66,32 @@ impl CallError {
 /// An answer to a call.
 pub(crate) type Answer = Result<Decided, CallError>;
 
+/// Tells one session from all others of this process; a later one has a higher number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// Whose input it is.
+#[derive(Debug)]
+pub(crate) enum From {
+    /// A caller waits for the answer.
+    Caller(oneshot::Sender<Answer>),
+    /// An agent said so in this session. Nobody waits: what follows for the agent is in its desired state.
+    Agent(SessionId),
+}
+
 /// One thing for the leader to decide.
 #[derive(Debug)]
 pub(crate) struct Call {
     /// What happened.
     pub(crate) input: Input,
-    /// Who waits for the answer.
-    pub(crate) reply: Option<oneshot::Sender<Answer>>,
+    /// Whose input it is.
+    pub(crate) from: From,
 }
+
+/// The leader has gone: the process is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the controller is stopping")]
+pub(crate) struct Gone;
 
 /// Where callers hand in what is to be decided. Cheap to clone; the queue behind it is bounded.
 #[derive(Clone, Debug)]
@@ -88,11 +117,16 @@ impl Leader {
             Ok(Err(_)) => return Err(CallError::Unavailable("the controller is stopping".to_owned())),
             Err(_) => return Err(CallError::Overloaded),
         };
-        place.send(Call { input, reply: Some(reply) });
+        place.send(Call { input, from: From::Caller(reply) });
         // Bounded by the leader: every commit has a deadline, and so has every reload.
         match answer.await {
             Ok(answer) => answer,
             Err(_) => Err(CallError::Unknown("the controller stopped before it answered".to_owned())),
         }
+    }
+
+    /// Hands in what an agent said. Waits for a place in the queue as long as it takes: the agent waits, too.
+    pub(crate) async fn feed(&self, session: SessionId, input: Input) -> Result<(), Gone> {
+        self.calls.send(Call { input, from: From::Agent(session) }).await.map_err(|_| Gone)
     }
 }

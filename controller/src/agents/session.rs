@@ -1,0 +1,335 @@
+//! One agent's session: greets, listens, passes on, and ends when nothing is heard.
+
+use super::{Busy, Opened, Outgoing, Seen};
+use crate::leader::{Gone, Leader, now};
+use crate::replica::Replica;
+use berth_core::decide::Input;
+use berth_model::inventory::{Hello, InventoryReport, Listing};
+use berth_model::placement::Progress;
+use berth_proto::AGENT_PROTOCOL;
+use berth_proto::convert::{Invalid, duration};
+use berth_proto::v1::{self, agent_message, controller_message, node_agent_server};
+use berth_telemetry::{names, spans};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+/// How long an agent gets for its first message.
+const GREETING: Duration = Duration::from_secs(10);
+/// Heartbeats that may be missed before a session counts as dead: one may be lost to a busy host, two to bad luck.
+const MISSED: u32 = 3;
+/// Messages on their way into an agent's stream. What matters waits in the slot; this only decouples two tasks.
+const OUTGOING: usize = 2;
+/// How long a closing word may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How often agents say that they are there, and look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intervals {
+    /// Between heartbeats, when nothing else is said.
+    pub heartbeat: Duration,
+    /// Between looks at the host, when nothing is to be done.
+    pub observe: Duration,
+}
+
+/// The service that agents dial.
+#[derive(Clone, Debug)]
+pub struct NodeAgentService {
+    leader: Leader,
+    replica: Replica,
+    seen: Seen,
+    intervals: Intervals,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+type Out = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+
+impl NodeAgentService {
+    /// The service. Its sessions are tasks of `tasks` and end with `stop`.
+    pub fn new(
+        leader: Leader,
+        replica: Replica,
+        seen: Seen,
+        intervals: Intervals,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { leader, replica, seen, intervals, tasks, stop }
+    }
+
+    fn silence(&self) -> Duration {
+        self.intervals.heartbeat.saturating_mul(MISSED)
+    }
+
+    async fn run(self, mut inbound: Streaming<v1::AgentMessage>, out: Out) {
+        let end = match self.greet(&mut inbound).await {
+            Ok(Some((hello, opened))) => {
+                let span = spans::session(&hello.node);
+                self.serve(hello, opened, inbound, &out).instrument(span).await
+            }
+            Ok(None) => End::Closed,
+            Err(status) => {
+                tracing::info!({ names::ERROR } = status.message(), "an agent was refused");
+                End::Status(status)
+            }
+        };
+        if let End::Status(status) = end {
+            // An agent that does not listen any more needs no closing word.
+            let _unheard = tokio::time::timeout(FAREWELL, out.send(Err(status))).await;
+        }
+    }
+
+    /// The first message, and the session if it is as it must be. `None`: the agent went away.
+    async fn greet(&self, inbound: &mut Streaming<v1::AgentMessage>) -> Result<Option<(Hello, Opened)>, Status> {
+        let first = tokio::select! {
+            first = tokio::time::timeout(GREETING, inbound.message()) => first,
+            () = self.stop.cancelled() => return Err(stopping()),
+        };
+        let first = match first {
+            Err(_) => {
+                return Err(Status::deadline_exceeded(format!("no Hello within {} s", GREETING.as_secs())));
+            }
+            Ok(Err(_)) | Ok(Ok(None)) => return Ok(None),
+            Ok(Ok(Some(message))) => message.message,
+        };
+        let hello = match first {
+            Some(agent_message::Message::Hello(hello)) => hello,
+            Some(
+                agent_message::Message::Inventory(_)
+                | agent_message::Message::Heartbeat(_)
+                | agent_message::Message::Progress(_),
+            )
+            | None => return Err(Status::invalid_argument("the first message of a session must be Hello")),
+        };
+        check_protocol(&hello)?;
+        let hello = Hello::try_from(hello).map_err(|invalid| refuse("hello", &invalid))?;
+        let opened = self.seen.open(&hello.node, now(), self.silence()).map_err(|busy| match busy {
+            Busy::Connected { .. } => Status::already_exists(busy.to_string()),
+            Busy::TooMany => Status::resource_exhausted(busy.to_string()),
+        })?;
+        Ok(Some((hello, opened)))
+    }
+
+    async fn serve(&self, hello: Hello, opened: Opened, inbound: Streaming<v1::AgentMessage>, out: &Out) -> End {
+        let node = hello.node.clone();
+        let id = opened.id;
+        tracing::info!(agent_version = %hello.agent_version, "{}", names::EVENT_CONNECTED);
+        let mut session = Session { service: self, node: &node, opened, out, sequence: None, looks: 0, asked: false };
+        let end = session.exchange(hello, inbound).await.err().unwrap_or(End::Closed);
+        self.seen.close(&node, id);
+        tracing::info!(reason = %end, "{}", names::EVENT_DISCONNECTED);
+        // Fails only when the leader is gone, and then nobody needs to know.
+        let _gone = self.leader.feed(id, Input::Disconnected(node)).await;
+        end
+    }
+}
+
+/// Why a session ended.
+enum End {
+    /// The agent closed it, or its connection broke.
+    Closed,
+    /// The controller ended it, and says why.
+    Status(Status),
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the agent's connection closed"),
+            Self::Status(status) => f.write_str(status.message()),
+        }
+    }
+}
+
+impl From<Gone> for End {
+    fn from(_: Gone) -> Self {
+        Self::Status(stopping())
+    }
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+struct Session<'a> {
+    service: &'a NodeAgentService,
+    node: &'a berth_model::NodeName,
+    opened: Opened,
+    out: &'a Out,
+    /// Of the last report that was passed on.
+    sequence: Option<u64>,
+    /// Requests to look again that were sent.
+    looks: u64,
+    /// A full report was asked for because one was missing, and has not come yet.
+    asked: bool,
+}
+
+impl Session<'_> {
+    /// Runs until something ends it, which is told as the error.
+    async fn exchange(&mut self, hello: Hello, mut inbound: Streaming<v1::AgentMessage>) -> Result<(), End> {
+        let Intervals { heartbeat, observe } = self.service.intervals;
+        let term = self.service.replica.now().term;
+        let welcome = v1::Welcome { term, heartbeat: Some(duration(heartbeat)), observe: Some(duration(observe)) };
+        self.send(controller_message::Message::Welcome(welcome)).await?;
+        self.feed(Input::Connected(Box::new(hello))).await?;
+        let silence = self.service.silence();
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                message = inbound.message() => {
+                    match message {
+                        Ok(Some(message)) => {
+                            self.opened.heard.store(now().as_millis(), Ordering::Relaxed);
+                            self.take(message).await?;
+                            // Only now: time that this side took is not the agent's silence.
+                            heard = Instant::now();
+                        }
+                        Ok(None) | Err(_) => return Err(End::Closed),
+                    }
+                }
+                changed = self.opened.outgoing.changed() => {
+                    if changed.is_err() {
+                        return Err(taken_over().into());
+                    }
+                    let outgoing = self.opened.outgoing.borrow_and_update().clone();
+                    self.pass_on(outgoing).await?;
+                }
+                () = tokio::time::sleep_until(heard + silence) => {
+                    let text = format!("nothing was heard for {} ms, that is {MISSED} heartbeats", silence.as_millis());
+                    return Err(Status::deadline_exceeded(text).into());
+                }
+                () = self.out.closed() => return Err(End::Closed),
+                () = self.opened.end.cancelled() => return Err(taken_over().into()),
+                () = self.service.stop.cancelled() => return Err(stopping().into()),
+            }
+        }
+    }
+
+    async fn pass_on(&mut self, outgoing: Outgoing) -> Result<(), End> {
+        let Outgoing { desired, looks } = outgoing;
+        if looks != self.looks {
+            self.looks = looks;
+            self.send(controller_message::Message::Survey(v1::SurveyNow {})).await?;
+        }
+        if let Some(desired) = desired {
+            self.send(controller_message::Message::Desired(v1::DesiredNode::from(desired.as_ref()))).await?;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, message: v1::AgentMessage) -> Result<(), End> {
+        let node = self.node.clone();
+        match message.message {
+            Some(agent_message::Message::Heartbeat(v1::Heartbeat {})) => Ok(()),
+            Some(agent_message::Message::Inventory(report)) => {
+                let report = InventoryReport::try_from(report).map_err(|invalid| refuse("inventory", &invalid))?;
+                if !self.follows(&report) {
+                    return self.ask_for_all().await;
+                }
+                self.feed(Input::Report { node, report: Box::new(report) }).await
+            }
+            Some(agent_message::Message::Progress(progress)) => {
+                let progress = Progress::try_from(progress).map_err(|invalid| refuse("progress", &invalid))?;
+                self.feed(Input::Progress { node, progress: Box::new(progress) }).await
+            }
+            Some(agent_message::Message::Hello(_)) => {
+                Err(Status::invalid_argument("Hello came twice; it opens a session and cannot change it").into())
+            }
+            None => {
+                Err(Status::invalid_argument("a message says nothing, or something this controller does not know")
+                    .into())
+            }
+        }
+    }
+
+    /// Whether a report continues what was reported: a full one always does, a delta only right after its predecessor.
+    fn follows(&mut self, report: &InventoryReport) -> bool {
+        let complete = report.listing == Listing::Complete;
+        let next = self.sequence.and_then(|last| last.checked_add(1)) == Some(report.sequence);
+        if complete && !report.full && !next {
+            return false;
+        }
+        if report.full && complete {
+            self.asked = false;
+        }
+        if self.sequence.is_some() || report.full {
+            self.sequence = Some(report.sequence);
+        }
+        true
+    }
+
+    async fn ask_for_all(&mut self) -> Result<(), End> {
+        if self.asked {
+            return Ok(());
+        }
+        self.asked = true;
+        tracing::warn!("a report does not follow on the last one; the agent is asked for a full one");
+        self.send(controller_message::Message::Survey(v1::SurveyNow {})).await
+    }
+
+    /// Hands an input to the leader, waiting for room. Meanwhile the agent's stream is not read, so that it waits, too.
+    async fn feed(&self, input: Input) -> Result<(), End> {
+        tokio::select! {
+            fed = self.service.leader.feed(self.opened.id, input) => Ok(fed?),
+            () = self.opened.end.cancelled() => Err(taken_over().into()),
+            () = self.service.stop.cancelled() => Err(stopping().into()),
+        }
+    }
+
+    async fn send(&self, message: controller_message::Message) -> Result<(), End> {
+        let message = v1::ControllerMessage { message: Some(message) };
+        match tokio::time::timeout(self.service.silence(), self.out.send(Ok(message))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Closed),
+            Err(_) => Err(Status::deadline_exceeded("the agent does not read what it is sent").into()),
+        }
+    }
+}
+
+fn check_protocol(hello: &v1::Hello) -> Result<(), Status> {
+    let theirs = hello.protocol;
+    let update = match theirs.cmp(&AGENT_PROTOCOL) {
+        std::cmp::Ordering::Equal => return Ok(()),
+        std::cmp::Ordering::Less => "update the agent",
+        std::cmp::Ordering::Greater => "update the controller first",
+    };
+    Err(Status::failed_precondition(format!(
+        "the agent speaks version {theirs} of the agent protocol, this controller version {AGENT_PROTOCOL}: {update}"
+    )))
+}
+
+fn refuse(message: &str, invalid: &Invalid) -> Status {
+    Status::invalid_argument(format!("{message}: {invalid}"))
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the controller is stopping; connect again")
+}
+
+fn taken_over() -> Status {
+    Status::aborted("another session of this node has taken over")
+}
+
+#[tonic::async_trait]
+impl node_agent_server::NodeAgent for NodeAgentService {
+    type SessionStream = ReceiverStream<Result<v1::ControllerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (out, stream) = mpsc::channel(OUTGOING);
+        // Answered at once: some clients wait for the answer's headers before they say anything.
+        self.tasks.spawn(self.clone().run(request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

@@ -1,0 +1,398 @@
+//! From decisions to durable transactions: grouped, several in flight, in order where order matters.
+//!
+//! Owns what is decided and not yet known to be durable. Must never split one decision, must never have two transactions
+//! in flight of which one needs the other, and never says "durable" of anything before all that was decided earlier is.
+//!
+//! Groups are sent strictly in the order they were made; the last one that is still waiting takes further decisions.
+//! While the store is busy, groups therefore grow, and the slower it is, the more decisions share one durable write.
+
+use berth_core::decide::{Change, Claimed};
+use berth_store::record;
+use berth_store::{
+    CommitError, Fence, MAX_OPERATIONS, MAX_VALUE_BYTES, Precondition, Revision, Store, Transaction, Write, key,
+};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Transactions in flight. One waits for the disk, one travels, one is being answered; a fourth covers jitter. More would
+/// only make each of them smaller.
+const IN_FLIGHT: usize = 4;
+/// Most bytes of values in one transaction: with keys and framing still below etcd's request limit of 1.5 MiB.
+const MAX_BYTES: usize = 1024 * 1024;
+
+/// A decision that no store would take. The brain keeps its decisions far below these bounds, so this is a fault of
+/// Berth.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    /// More operations than one transaction may have.
+    #[error("one decision has {operations} operations, a transaction takes {MAX_OPERATIONS}")]
+    Operations {
+        /// How many it has.
+        operations: usize,
+    },
+    /// A record larger than the store takes.
+    #[error("the record of {key} has {bytes} bytes, the store takes {MAX_VALUE_BYTES}")]
+    Record {
+        /// Its key.
+        key: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// Two changes of one key.
+    #[error("one decision changes {key} twice")]
+    Twice {
+        /// The key.
+        key: String,
+    },
+}
+
+/// What became of a group that was not found durable in its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Surely not written.
+    NotWritten,
+    /// Written, perhaps.
+    Unknown,
+}
+
+#[derive(Debug)]
+enum Progress {
+    Waiting,
+    InFlight,
+    Durable(Revision),
+    Failed(Fate),
+}
+
+/// The decisions that share one transaction.
+#[derive(Debug)]
+struct Group {
+    id: u64,
+    preconditions: Vec<Precondition>,
+    writes: Vec<Write>,
+    /// Where in `writes` a key is.
+    written: HashMap<String, usize>,
+    /// Nodes that its placements rest on: a placement must not become durable before its node.
+    reads: BTreeSet<String>,
+    bytes: usize,
+    progress: Progress,
+}
+
+/// One decision as writes.
+#[derive(Debug, Default)]
+struct Prepared {
+    parts: Vec<Part>,
+    reads: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Part {
+    key: String,
+    /// `None` for a node: see [`Pipeline::node_versions`].
+    precondition: Option<Precondition>,
+    write: Write,
+}
+
+impl Part {
+    fn bytes(&self) -> usize {
+        match &self.write {
+            Write::Put { value, .. } => value.len(),
+            Write::Delete { .. } => 0,
+        }
+    }
+}
+
+/// The result of one transaction.
+type Settled = (u64, Result<Revision, CommitError>);
+
+/// Everything between decision and durability.
+pub(crate) struct Pipeline {
+    store: Arc<dyn Store>,
+    fence: Fence,
+    deadline: Duration,
+    groups: VecDeque<Group>,
+    next_group: u64,
+    /// How often each node's record was written, those writes included that are on their way. Many decisions in one
+    /// transaction may change one node; it is then written once, so that the store's count falls behind the brain's.
+    node_versions: BTreeMap<String, u64>,
+    in_flight: FuturesUnordered<BoxFuture<'static, Settled>>,
+    /// Groups that are durable together with all before them, not yet asked for.
+    durable: VecDeque<(u64, Revision)>,
+    /// Highest revision of the groups asked for.
+    revision: Revision,
+}
+
+impl Pipeline {
+    /// An empty pipeline. `node_versions` says how often each node's record was written, `revision` is that of the
+    /// world it starts from, and a transaction without an answer after `deadline` counts as unknown.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        fence: Fence,
+        node_versions: BTreeMap<String, u64>,
+        revision: Revision,
+        deadline: Duration,
+    ) -> Self {
+        Self {
+            store,
+            fence,
+            deadline,
+            groups: VecDeque::new(),
+            next_group: 0,
+            node_versions,
+            in_flight: FuturesUnordered::new(),
+            durable: VecDeque::new(),
+            revision,
+        }
+    }
+
+    /// Takes the changes of one decision. Gives the group it is part of, `None` if nothing is to be written.
+    ///
+    /// # Errors
+    /// [`Unfit`], when no transaction can hold it; the pipeline and the brain have parted then.
+    pub(crate) fn add(&mut self, changes: &[Change]) -> Result<Option<u64>, Unfit> {
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let decision = prepare(changes)?;
+        let joins = self.groups.back().is_some_and(|group| group.takes(&decision));
+        if !joins {
+            self.groups.push_back(Group::new(self.next_group));
+            self.next_group = self.next_group.saturating_add(1);
+        }
+        let Some(group) = self.groups.back_mut() else { return Ok(None) };
+        group.take(decision, &mut self.node_versions);
+        Ok(Some(group.id))
+    }
+
+    /// Everything taken so far is durable once [`Pipeline::durable_at`] answers for this mark.
+    pub(crate) fn mark(&self) -> u64 {
+        self.next_group
+    }
+
+    /// The revision up to a mark, once everything before it is durable.
+    pub(crate) fn durable_at(&mut self, mark: u64) -> Option<Revision> {
+        let undone = self.groups.front().map_or(self.next_group, |group| group.id);
+        if undone < mark {
+            return None;
+        }
+        while let Some((_, revision)) = self.durable.front().copied().filter(|(id, _)| *id < mark) {
+            // Two transactions in flight may land in the other order.
+            self.revision = self.revision.max(revision);
+            self.durable.pop_front();
+        }
+        Some(self.revision)
+    }
+
+    /// Groups that wait for the store.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether a transaction is in flight, so that [`Pipeline::next`] has something to wait for.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Sends every group whose turn it is.
+    pub(crate) fn dispatch(&mut self) {
+        while self.in_flight.len() < IN_FLIGHT {
+            let Some(at) = self.groups.iter().position(|group| matches!(group.progress, Progress::Waiting)) else {
+                return;
+            };
+            let ready = self.groups.get(at).is_some_and(|group| {
+                self.groups
+                    .range(..at)
+                    .all(|before| !matches!(before.progress, Progress::InFlight) || !group.needs(before))
+            });
+            if !ready {
+                return;
+            }
+            let Some(group) = self.groups.get_mut(at) else { return };
+            group.progress = Progress::InFlight;
+            let transaction = Transaction {
+                fence: Some(self.fence.clone()),
+                preconditions: std::mem::take(&mut group.preconditions),
+                writes: std::mem::take(&mut group.writes),
+            };
+            let (id, store, deadline) = (group.id, Arc::clone(&self.store), self.deadline);
+            self.in_flight.push(Box::pin(async move {
+                let result = match tokio::time::timeout(deadline, store.commit(transaction)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(CommitError::Unknown(format!("no answer after {} ms", deadline.as_millis()))),
+                };
+                (id, result)
+            }));
+        }
+    }
+
+    /// Waits for the next transaction to end; `None` when none is in flight.
+    ///
+    /// # Errors
+    /// Why it failed. The world must then be loaded anew, after [`Pipeline::settle`].
+    pub(crate) async fn next(&mut self) -> Option<Result<(), CommitError>> {
+        let (id, result) = self.in_flight.next().await?;
+        Some(self.note(id, result))
+    }
+
+    fn note(&mut self, id: u64, result: Result<Revision, CommitError>) -> Result<(), CommitError> {
+        let (progress, answer) = match result {
+            Ok(revision) => (Progress::Durable(revision), Ok(())),
+            Err(error) => (Progress::Failed(fate(&error)), Err(error)),
+        };
+        if let Some(group) = self.groups.iter_mut().find(|group| group.id == id) {
+            group.progress = progress;
+        }
+        while let Some(Progress::Durable(revision)) = self.groups.front().map(|group| &group.progress) {
+            let revision = *revision;
+            if let Some(group) = self.groups.pop_front() {
+                self.durable.push_back((group.id, revision));
+            }
+        }
+        answer
+    }
+
+    /// Waits until nothing is in flight any more. Bounded by the deadline of the last transaction sent.
+    pub(crate) async fn settle(&mut self) {
+        while let Some((id, result)) = self.in_flight.next().await {
+            // The failure that ends this pipeline was told already; what matters here is each group's fate.
+            let _told = self.note(id, result);
+        }
+    }
+
+    /// What became of a group, after [`Pipeline::settle`].
+    pub(crate) fn fate(&self, id: u64) -> Fate {
+        match self.groups.iter().find(|group| group.id == id).map(|group| &group.progress) {
+            Some(Progress::Waiting) => Fate::NotWritten,
+            Some(Progress::Failed(fate)) => *fate,
+            // Durable, but behind one that failed: its caller must read back.
+            Some(Progress::InFlight | Progress::Durable(_)) | None => Fate::Unknown,
+        }
+    }
+}
+
+fn fate(error: &CommitError) -> Fate {
+    match error {
+        CommitError::Precondition { .. }
+        | CommitError::Fenced
+        | CommitError::Illegal(_)
+        | CommitError::Unavailable(_) => Fate::NotWritten,
+        CommitError::Unknown(_) => Fate::Unknown,
+    }
+}
+
+impl Group {
+    fn new(id: u64) -> Self {
+        Self {
+            id,
+            preconditions: Vec::new(),
+            writes: Vec::new(),
+            written: HashMap::new(),
+            reads: BTreeSet::new(),
+            bytes: 0,
+            progress: Progress::Waiting,
+        }
+    }
+
+    /// Whether a decision fits in here as a whole.
+    fn takes(&self, decision: &Prepared) -> bool {
+        let clash = |part: &Part| part.precondition.is_some() && self.written.contains_key(&part.key);
+        let new = decision.parts.iter().filter(|part| !self.written.contains_key(&part.key)).count();
+        // Each write has one precondition, and the fence is one more.
+        let operations = self.writes.len() + new + 1;
+        let bytes = self.bytes + decision.parts.iter().map(Part::bytes).sum::<usize>();
+        matches!(self.progress, Progress::Waiting)
+            && operations <= MAX_OPERATIONS
+            && bytes <= MAX_BYTES
+            && !decision.parts.iter().any(clash)
+    }
+
+    fn take(&mut self, decision: Prepared, node_versions: &mut BTreeMap<String, u64>) {
+        self.reads.extend(decision.reads);
+        for part in decision.parts {
+            self.bytes += part.bytes();
+            let Part { key, precondition, write } = part;
+            match (self.written.get(&key), precondition) {
+                // The node again: its record as of the last decision is the one to write.
+                (Some(at), _) => {
+                    if let Some(slot) = self.writes.get_mut(*at) {
+                        *slot = write;
+                    }
+                }
+                (None, precondition) => {
+                    let precondition = precondition.unwrap_or_else(|| {
+                        let version = node_versions.entry(key.clone()).or_insert(0);
+                        let before = *version;
+                        *version += 1;
+                        Precondition::Version { key: key.clone(), version: before }
+                    });
+                    self.written.insert(key, self.writes.len());
+                    self.preconditions.push(precondition);
+                    self.writes.push(write);
+                }
+            }
+        }
+    }
+
+    /// Whether this group must wait until an earlier one is durable.
+    fn needs(&self, earlier: &Self) -> bool {
+        self.written.keys().any(|key| earlier.written.contains_key(key))
+            || self.reads.iter().any(|key| earlier.written.contains_key(key))
+    }
+}
+
+/// The one translation of changes into writes with preconditions.
+fn prepare(changes: &[Change]) -> Result<Prepared, Unfit> {
+    let mut prepared = Prepared::default();
+    for change in changes {
+        let (key, precondition, write) = match change {
+            Change::PutPlacement(placement) => {
+                prepared.reads.extend(placement.assignment.as_ref().map(|assignment| key::node(&assignment.node)));
+                let key = key::placement(placement.name());
+                let before = Precondition::Version { key: key.clone(), version: placement.version.saturating_sub(1) };
+                let value = record::placement(placement);
+                (key.clone(), Some(before), Write::Put { key, value })
+            }
+            Change::RemovePlacement { name, version } => {
+                let key = key::placement(name);
+                let before = Precondition::Version { key: key.clone(), version: *version };
+                (key.clone(), Some(before), Write::Delete { key })
+            }
+            Change::PutNode(node) => {
+                let key = key::node(&node.name);
+                (key.clone(), None, Write::Put { key, value: record::node(node) })
+            }
+            Change::Claim { what, placement, uid } => {
+                let (key, value) = (claim_key(what), record::claim(placement, uid));
+                (key.clone(), Some(Precondition::absent(key.clone())), Write::Put { key, value })
+            }
+            Change::Unclaim { what, placement, uid } => {
+                let (key, value): (_, Bytes) = (claim_key(what), record::claim(placement, uid));
+                (key.clone(), Some(Precondition::Value { key: key.clone(), value }), Write::Delete { key })
+            }
+        };
+        let part = Part { key, precondition, write };
+        if part.bytes() > MAX_VALUE_BYTES {
+            return Err(Unfit::Record { bytes: part.bytes(), key: part.key });
+        }
+        if prepared.parts.iter().any(|other| other.key == part.key) {
+            return Err(Unfit::Twice { key: part.key });
+        }
+        prepared.parts.push(part);
+    }
+    let operations = prepared.parts.len() + 1;
+    if operations > MAX_OPERATIONS {
+        return Err(Unfit::Operations { operations });
+    }
+    Ok(prepared)
+}
+
+fn claim_key(what: &Claimed) -> String {
+    match what {
+        Claimed::Gpu(gpu) => key::gpu_claim(gpu),
+        Claimed::Vm(vm) => key::vm_claim(vm),
+        Claimed::Request(id) => key::request(id),
+    }
+}

@@ -1,0 +1,507 @@
+//! Configuration of the controller: defaults < file < environment < flags.
+//!
+//! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
+//! wherever it comes from: a misspelt name must not become a silent default. All that is wrong is told at once.
+
+use berth_core::decide::Limits;
+use berth_telemetry as telemetry;
+use clap::Parser;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the controller listens unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7600;
+
+/// Which store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// A file in the data directory: one machine, durable.
+    Embedded,
+    /// Memory: nothing survives the process.
+    Memory,
+}
+
+impl StoreKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Embedded, Self::Memory];
+
+    /// Stable name, as in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// What a controller needs to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where it listens. Port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Whether it may listen where others than this machine can reach it: connections are neither encrypted nor
+    /// authenticated.
+    pub insecure: bool,
+    /// Where the embedded store lies.
+    pub data_dir: PathBuf,
+    /// Which store.
+    pub store: StoreKind,
+    /// The brain's bounds and times.
+    pub limits: Limits,
+    /// Between two heartbeats of an agent that has nothing else to say.
+    pub heartbeat: Duration,
+    /// Between two looks of an agent at its host when nothing is to be done.
+    pub observe: Duration,
+    /// How long one transaction may take before its outcome counts as unknown and everything is loaded anew.
+    pub commit_deadline: Duration,
+    /// Between two recomputations of everything that is kept up to date step by step.
+    pub check_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            insecure: false,
+            data_dir: default_data_dir(),
+            store: StoreKind::Embedded,
+            limits: Limits::default(),
+            // A dead agent is noticed after three of them, and 10,000 agents send 1,000 a second.
+            heartbeat: Duration::from_secs(10),
+            // A VM made by hand is seen half a minute later; one look costs a host about a second of PowerShell.
+            observe: Duration::from_secs(30),
+            // A disk or a quorum that needs longer for one write is as good as gone.
+            commit_deadline: Duration::from_secs(10),
+            // Some ten milliseconds for the largest fleet.
+            check_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    if cfg!(windows) {
+        PathBuf::from(r"C:\ProgramData\Berth\controller")
+    } else {
+        PathBuf::from("/var/lib/berth/controller")
+    }
+}
+
+/// Everything a process that is one controller needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The controller itself.
+    pub controller: Config,
+    /// What it logs.
+    pub log: telemetry::Options,
+    /// Only check the settings, then end.
+    pub check_only: bool,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The configuration file is no TOML; the text names line and column.
+    #[error("configuration file {path}: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Settings are bad: all of them, one a line.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Settings(Vec<Problem>),
+}
+
+/// One bad setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its name, as written where it came from.
+    pub setting: String,
+    /// What is wrong, and what is allowed.
+    pub why: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.setting, self.why)
+    }
+}
+
+/// Berth's controller: knows every GPU of the fleet and decides which virtual machine gets which.
+///
+/// Every setting can also stand in the file (limits.hold = "10m") or in the environment (BERTH_CONTROLLER_LIMITS_HOLD);
+/// a flag wins over the environment, the environment over the file.
+#[derive(Parser, Debug, Default)]
+#[command(
+    name = "berth-controller",
+    version,
+    after_help = "Examples:\n  berth-controller --config /etc/berth/controller.toml --check-config\n  berth-controller --data-dir ./data --set agents.heartbeat=5s"
+)]
+struct Flags {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and end.
+    #[arg(long)]
+    check_config: bool,
+    /// Address to listen on, HOST:PORT.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Allow listening beyond this machine, without encryption.
+    #[arg(long)]
+    insecure: bool,
+    /// Directory of the embedded store.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Store: embedded or memory.
+    #[arg(long, value_name = "NAME")]
+    store: Option<String>,
+    /// Form of the log: human or json.
+    #[arg(long, value_name = "FORM")]
+    log_format: Option<String>,
+    /// What to log, such as info,berth_controller=debug.
+    #[arg(long, value_name = "FILTER")]
+    log_filter: Option<String>,
+    /// Any setting by its name in the file; may be given several times.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    set: Vec<String>,
+}
+
+/// Start of every variable that is the controller's.
+const PREFIX: &str = "BERTH_CONTROLLER_";
+
+/// One setting: its name in the file, and how its value is taken in.
+struct Setting {
+    name: &'static str,
+    take: fn(&mut Settings, &str) -> Result<(), String>,
+}
+
+/// Every setting there is.
+const SETTINGS: &[Setting] = &[
+    Setting { name: "listen", take: |s, v| put(&mut s.controller.listen, address(v)) },
+    Setting { name: "insecure", take: |s, v| put(&mut s.controller.insecure, yes_or_no(v)) },
+    Setting { name: "data_dir", take: |s, v| put(&mut s.controller.data_dir, directory(v)) },
+    Setting { name: "store", take: |s, v| put(&mut s.controller.store, store(v)) },
+    Setting { name: "commit_deadline", take: |s, v| put(&mut s.controller.commit_deadline, duration(v)) },
+    Setting { name: "check_interval", take: |s, v| put(&mut s.controller.check_interval, duration(v)) },
+    Setting { name: "agents.heartbeat", take: |s, v| put(&mut s.controller.heartbeat, duration(v)) },
+    Setting { name: "agents.observe", take: |s, v| put(&mut s.controller.observe, duration(v)) },
+    Setting { name: "limits.hold", take: |s, v| put(&mut s.controller.limits.hold, duration(v)) },
+    Setting { name: "limits.prepare", take: |s, v| put(&mut s.controller.limits.prepare, duration(v)) },
+    Setting { name: "limits.attach", take: |s, v| put(&mut s.controller.limits.attach, duration(v)) },
+    Setting { name: "limits.start", take: |s, v| put(&mut s.controller.limits.start, duration(v)) },
+    Setting { name: "limits.verify", take: |s, v| put(&mut s.controller.limits.verify, duration(v)) },
+    Setting { name: "limits.release", take: |s, v| put(&mut s.controller.limits.release, duration(v)) },
+    Setting { name: "limits.queued", take: |s, v| put(&mut s.controller.limits.queued, count(v)) },
+    Setting { name: "limits.history", take: |s, v| put(&mut s.controller.limits.history, count(v)) },
+    Setting { name: "limits.history_age", take: |s, v| put(&mut s.controller.limits.history_age, duration(v)) },
+    Setting { name: "limits.placements", take: |s, v| put(&mut s.controller.limits.placements, count(v)) },
+    Setting {
+        name: "log.format",
+        take: |s, v| put(&mut s.log.format, v.parse().map_err(|e: telemetry::UnknownFormat| e.to_string())),
+    },
+    Setting { name: "log.filter", take: |s, v| put(&mut s.log.filter, Ok(v.to_owned())) },
+];
+
+fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *slot = value?;
+    Ok(())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not of the form IP:PORT, such as 127.0.0.1:{DEFAULT_PORT}"))
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn store(text: &str) -> Result<StoreKind, String> {
+    let known = StoreKind::ALL.map(StoreKind::name).join(", ");
+    StoreKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == text)
+        .ok_or_else(|| format!("{text:?} is not one of: {known}"))
+}
+
+/// Longest of any of the times: a month. Longer ones are slips of a unit.
+const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
+/// Shortest: what comes more often than this keeps the controller busy with itself.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| format!("{text:?} is not a time such as 500ms, 30s, 10m or 48h"))?;
+    if (SHORTEST..=LONGEST).contains(&time) { Ok(time) } else { Err(format!("{text:?} is not from 10ms to 31 days")) }
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is not a number from 1 on"))
+}
+
+/// Values by the name of their setting, each with the name it had where it came from.
+type Layer = BTreeMap<String, (String, String)>;
+
+impl Settings {
+    /// Reads flags, environment and file of this process. Ends the process for `--help` and for bad flags.
+    ///
+    /// # Errors
+    /// [`enum@Error`], naming every bad setting.
+    pub fn load() -> Result<Self, Error> {
+        Self::resolve(Flags::parse(), std::env::vars_os())
+    }
+
+    fn resolve(flags: Flags, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Error> {
+        let mut problems = Vec::new();
+        let (variables, config_variable) = from_environment(environment, &mut problems);
+        let file = match flags.config.clone().or(config_variable) {
+            Some(path) => from_file(&path, &mut problems)?,
+            None => Layer::new(),
+        };
+        let check_only = flags.check_config;
+        let flags = from_flags(flags, &mut problems);
+        let mut settings = Self { controller: Config::default(), log: telemetry::Options::default(), check_only };
+        for layer in [file, variables, flags] {
+            for (name, (given_as, value)) in layer {
+                let problem = match SETTINGS.iter().find(|setting| setting.name == name) {
+                    Some(setting) => (setting.take)(&mut settings, &value).err(),
+                    None => Some(format!("no such setting; known are {}", known())),
+                };
+                problems.extend(problem.map(|why| Problem { setting: given_as, why }));
+            }
+        }
+        settings.check(&mut problems);
+        if problems.is_empty() { Ok(settings) } else { Err(Error::Settings(problems)) }
+    }
+
+    /// What no setting shows by itself.
+    fn check(&self, problems: &mut Vec<Problem>) {
+        problems.extend(self.controller.check().err());
+        let filter = self.log.check().err();
+        problems.extend(filter.map(|error| Problem { setting: "log.filter".to_owned(), why: error.to_string() }));
+    }
+}
+
+impl Config {
+    /// Checks what settings mean together. [`crate::app::start`] refuses what this refuses.
+    ///
+    /// # Errors
+    /// The first setting that cannot be.
+    pub fn check(&self) -> Result<(), Problem> {
+        if !self.listen.ip().is_loopback() && !self.insecure {
+            let why = format!(
+                "{} can be reached from other machines, and connections are neither encrypted nor authenticated; listen on \
+                 127.0.0.1, or set insecure = true if the network in between is trusted",
+                self.listen
+            );
+            return Err(Problem { setting: "listen".to_owned(), why });
+        }
+        Ok(())
+    }
+}
+
+fn known() -> String {
+    SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>().join(", ")
+}
+
+fn from_flags(flags: Flags, problems: &mut Vec<Problem>) -> Layer {
+    let Flags { config: _, check_config: _, listen, insecure, data_dir, store, log_format, log_filter, set } = flags;
+    let named = [
+        ("listen", "--listen", listen),
+        ("insecure", "--insecure", insecure.then(|| "true".to_owned())),
+        ("data_dir", "--data-dir", data_dir),
+        ("store", "--store", store),
+        ("log.format", "--log-format", log_format),
+        ("log.filter", "--log-filter", log_filter),
+    ];
+    let mut layer = Layer::new();
+    for pair in set {
+        match pair.split_once('=') {
+            Some((name, value)) => {
+                layer.insert(name.to_owned(), (format!("--set {name}"), value.to_owned()));
+            }
+            None => problems
+                .push(Problem { setting: format!("--set {pair}"), why: "is not of the form NAME=VALUE".to_owned() }),
+        }
+    }
+    for (name, flag, value) in named {
+        if let Some(value) = value {
+            layer.insert(name.to_owned(), (flag.to_owned(), value));
+        }
+    }
+    layer
+}
+
+fn from_environment(
+    environment: impl Iterator<Item = (OsString, OsString)>,
+    problems: &mut Vec<Problem>,
+) -> (Layer, Option<PathBuf>) {
+    let mut layer = Layer::new();
+    let mut config = None;
+    for (variable, value) in environment {
+        let Some(short) = variable.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let given_as = format!("{PREFIX}{short}");
+        if short == "CONFIG" {
+            config = Some(PathBuf::from(value));
+            continue;
+        }
+        let Ok(value) = value.into_string() else {
+            problems.push(Problem { setting: given_as, why: "is not valid UTF-8".to_owned() });
+            continue;
+        };
+        let setting = SETTINGS.iter().find(|setting| setting.name.replace('.', "_").to_ascii_uppercase() == short);
+        let name = setting.map_or(short, |setting| setting.name);
+        layer.insert(name.to_owned(), (given_as, value));
+    }
+    (layer, config)
+}
+
+fn from_file(path: &Path, problems: &mut Vec<Problem>) -> Result<Layer, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|error| Error::File { path: path.to_owned(), why: error.to_string().trim_end().to_owned() })?;
+    let mut layer = Layer::new();
+    flatten("", table, &mut layer, problems);
+    // What a file names lies beside that file, wherever the controller was started.
+    if let Some((_, value)) = layer.get_mut("data_dir").filter(|(_, value)| !value.is_empty()) {
+        let here = path.parent().unwrap_or(Path::new(""));
+        match here.join(&*value).into_os_string().into_string() {
+            Ok(joined) => *value = joined,
+            Err(_) => {
+                problems.push(Problem { setting: "data_dir".to_owned(), why: "its path is not valid UTF-8".to_owned() })
+            }
+        }
+    }
+    Ok(layer)
+}
+
+fn flatten(prefix: &str, table: toml::Table, layer: &mut Layer, problems: &mut Vec<Problem>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{key}");
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Boolean(yes) => yes.to_string(),
+            toml::Value::Table(table) => {
+                flatten(&format!("{name}."), table, layer, problems);
+                continue;
+            }
+            toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) => {
+                problems
+                    .push(Problem { setting: name, why: "must be a text, a whole number, true or false".to_owned() });
+                continue;
+            }
+        };
+        layer.insert(name.clone(), (name, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn resolve(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>) -> Result<Settings, Error> {
+        let mut flags = Flags::parse_from(std::iter::once(&"berth-controller").chain(flags));
+        let dir = tempfile::tempdir().unwrap();
+        if let Some(text) = file {
+            let path = dir.path().join("controller.toml");
+            std::fs::write(&path, text).unwrap();
+            flags.config = Some(path);
+        }
+        Settings::resolve(flags, environment.iter().map(|(k, v)| ((*k).into(), (*v).into())))
+    }
+
+    fn refuse(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>, why: Expect) {
+        why.assert_eq(&resolve(flags, environment, file).unwrap_err().to_string());
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let file = "store = 'memory'\n[limits]\nhold = '5m'\nqueued = 7\n[agents]\nheartbeat = '1s'\nobserve = '2s'\n";
+        let environment =
+            [("BERTH_CONTROLLER_AGENTS_HEARTBEAT", "3s"), ("BERTH_CONTROLLER_AGENTS_OBSERVE", "4s"), ("PATH", "x")];
+        let settings =
+            resolve(&["--set", "agents.observe=5s", "--listen", "127.0.0.1:0"], &environment, Some(file)).unwrap();
+        let Config { listen, store, limits, heartbeat, observe, commit_deadline, .. } = settings.controller;
+        assert_eq!(listen.port(), 0);
+        assert_eq!(store, StoreKind::Memory);
+        assert_eq!((limits.hold, limits.queued), (Duration::from_secs(300), 7));
+        assert_eq!((heartbeat, observe), (Duration::from_secs(3), Duration::from_secs(5)));
+        assert_eq!(commit_deadline, Config::default().commit_deadline);
+    }
+
+    #[test]
+    fn nothing_at_all_gives_the_defaults() {
+        assert_eq!(resolve(&[], &[], None).unwrap().controller, Config::default());
+    }
+
+    #[test]
+    fn every_bad_setting_is_named_wherever_it_comes_from() {
+        refuse(
+            &["--set", "heartbeat=1s", "--set", "nonsense", "--store", "etc"],
+            &[("BERTH_CONTROLLER_LISTEN", "here"), ("BERTH_CONTROLLER_LIMIT_HOLD", "1m")],
+            Some(
+                "insecure = 'perhaps'\nlimits.hold = '1 parsec'\nlimits.queued = 0\nlimits.history = [1]\nlimits.release = '0s'\n",
+            ),
+            expect![[r#"
+                limits.history: must be a text, a whole number, true or false
+                --set nonsense: is not of the form NAME=VALUE
+                insecure: "perhaps" is neither true nor false
+                limits.hold: "1 parsec" is not a time such as 500ms, 30s, 10m or 48h
+                limits.queued: "0" is not a number from 1 on
+                limits.release: "0s" is not from 10ms to 31 days
+                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, insecure, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                BERTH_CONTROLLER_LISTEN: "here" is not of the form IP:PORT, such as 127.0.0.1:7600
+                --set heartbeat: no such setting; known are listen, insecure, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                --store: "etc" is not one of: embedded, memory"#]],
+        );
+    }
+
+    #[test]
+    fn listening_beyond_this_machine_must_be_allowed() {
+        refuse(
+            &["--listen", "0.0.0.0:7600"],
+            &[],
+            None,
+            expect![[r#"
+            listen: 0.0.0.0:7600 can be reached from other machines, and connections are neither encrypted nor authenticated; listen on 127.0.0.1, or set insecure = true if the network in between is trusted"#]],
+        );
+        assert!(resolve(&["--listen", "0.0.0.0:7600", "--insecure"], &[], None).is_ok());
+        assert!(resolve(&["--listen", "[::1]:7600"], &[], None).is_ok());
+    }
+
+    #[test]
+    fn what_a_file_names_lies_beside_it() {
+        let settings = resolve(&[], &[], Some("data_dir = 'data'")).unwrap();
+        assert!(settings.controller.data_dir.is_absolute() && settings.controller.data_dir.ends_with("data"));
+        let settings = resolve(&["--data-dir", "data"], &[], Some("data_dir = 'other'")).unwrap();
+        assert_eq!(settings.controller.data_dir, Path::new("data"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_refused_with_its_line() {
+        let text = resolve(&[], &[], Some("listen = \n")).unwrap_err().to_string();
+        assert!(text.contains("line 1"), "{text}");
+        assert!(
+            resolve(&["--config", "/nowhere/at/all.toml"], &[], None).unwrap_err().to_string().contains("/nowhere")
+        );
+    }
+}

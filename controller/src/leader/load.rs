@@ -1,0 +1,140 @@
+//! Everything the store knows, read at one revision and checked against itself.
+//!
+//! Must never repair anything: records that contradict one another need a person.
+
+use berth_core::decide::{self, Brain, Limits};
+use berth_model::Timestamp;
+use berth_model::placement::Placement;
+use berth_model::vm::VmSelector;
+use berth_store::{KeyValue, Revision, Store, key, record};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Records read at once: some MiB at most.
+const PAGE: usize = 1_000;
+/// Contradictions told one by one: a screenful. They are counted beyond that.
+const TOLD: usize = 16;
+
+/// Why the world cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The store did not answer. A retry helps.
+    #[error(transparent)]
+    Store(#[from] berth_store::Error),
+    /// A record cannot be read.
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    /// Claims and placements disagree.
+    #[error("{count} claims and placements contradict one another; nothing is changed until a person has looked: {}", .told.join("; "))]
+    Claims {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        told: Vec<String>,
+    },
+    /// Placements contradict one another.
+    #[error("the stored records contradict one another: {0}")]
+    World(#[from] decide::LoadError),
+}
+
+impl Error {
+    /// Whether trying again can help.
+    pub(crate) fn retry_helps(&self) -> bool {
+        match self {
+            // Compacted while it was read: somebody else writes, or wrote.
+            Self::Store(berth_store::Error::Unavailable(_) | berth_store::Error::Compacted { .. }) => true,
+            Self::Store(berth_store::Error::Corrupt(_)) | Self::Record(_) | Self::Claims { .. } | Self::World(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// The world as it is stored.
+pub(crate) struct Loaded {
+    /// The brain that goes on from it.
+    pub(crate) brain: Brain,
+    /// How often each node's record was written, by key.
+    pub(crate) node_versions: BTreeMap<String, u64>,
+    /// The revision it was read at.
+    pub(crate) revision: Revision,
+}
+
+/// Reads and checks everything.
+pub(crate) async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp) -> Result<Loaded, Error> {
+    let (nodes, revision) = read(store, key::NODES, None).await?;
+    let (placements, _) = read(store, key::PLACEMENTS, Some(revision)).await?;
+    let (mut claims, _) = read(store, key::CLAIMS, Some(revision)).await?;
+    claims.extend(read(store, key::REQUESTS, Some(revision)).await?.0);
+
+    let node_versions = nodes.iter().map(|item| (item.key.clone(), item.version)).collect();
+    let nodes = nodes.iter().map(record::read_node).collect::<Result<Vec<_>, _>>()?;
+    let placements = placements.iter().map(record::read_placement).collect::<Result<Vec<_>, _>>()?;
+    check_claims(&placements, claims)?;
+    let brain = Brain::load(term, limits.clone(), nodes, placements, now)?;
+    Ok(Loaded { brain, node_versions, revision })
+}
+
+async fn read(
+    store: &dyn Store,
+    prefix: &str,
+    at: Option<Revision>,
+) -> Result<(Vec<KeyValue>, Revision), berth_store::Error> {
+    let mut page = store.range(prefix, None, at, PAGE).await?;
+    let revision = page.revision;
+    let mut items = std::mem::take(&mut page.items);
+    while page.more {
+        let after = items.last().map(|item: &KeyValue| item.key.clone());
+        page = store.range(prefix, after.as_deref(), Some(revision), PAGE).await?;
+        items.append(&mut page.items);
+    }
+    Ok((items, revision))
+}
+
+/// What each placement must own in the store, worked out here once more: the store's claims are what keeps a GPU from
+/// having two owners, so that a difference in either direction is a fault.
+fn check_claims(placements: &[Placement], stored: Vec<KeyValue>) -> Result<(), Error> {
+    let mut claims = BTreeMap::new();
+    for item in stored {
+        let claim = record::read_claim(&item)?;
+        claims.insert(item.key, claim);
+    }
+    let mut contradictions = Vec::new();
+    for placement in placements {
+        let (name, uid) = (placement.name(), &placement.uid);
+        for key in owned(placement) {
+            match claims.remove(&key) {
+                Some(claim) if claim.placement == *name && claim.uid == *uid => {}
+                Some(claim) => {
+                    contradictions.push(format!("{key} belongs to {}, but {name} ({uid}) owns it", show(&claim)))
+                }
+                None => contradictions.push(format!("{name} ({uid}) owns {key}, but there is no such claim")),
+            }
+        }
+    }
+    contradictions
+        .extend(claims.iter().map(|(key, claim)| format!("{key} belongs to {}, which does not own it", show(claim))));
+    if contradictions.is_empty() {
+        return Ok(());
+    }
+    let count = contradictions.len();
+    contradictions.truncate(TOLD);
+    Err(Error::Claims { count, told: contradictions })
+}
+
+fn show(claim: &record::Claim) -> String {
+    format!("{} ({})", claim.placement, claim.uid)
+}
+
+fn owned(placement: &Placement) -> BTreeSet<String> {
+    let mut keys = BTreeSet::from([key::request(&placement.request.request_id)]);
+    if placement.phase.is_live() {
+        keys.insert(key::vm_claim(&placement.request.vm));
+        keys.extend(placement.vm_id.iter().map(|id| key::vm_claim(&VmSelector::Id(id.clone()))));
+    }
+    if placement.phase.holds_claims() {
+        keys.extend(
+            placement.assignment.iter().flat_map(|assignment| assignment.gpu_ids()).map(|gpu| key::gpu_claim(&gpu)),
+        );
+    }
+    keys
+}

@@ -1,0 +1,482 @@
+//! The leader's loop. See [`super`] for its rules.
+
+use super::{Answer, Call, CallError, Decided, From, SessionId, load};
+use crate::commit::{Fate, Pipeline, Unfit};
+use crate::replica::{Publisher, Replica};
+use berth_core::decide::{Brain, Input, Limits};
+use berth_core::world::World;
+use berth_model::desired::DesiredNode;
+use berth_model::inventory::{Hello, Listing};
+use berth_model::placement::Placement;
+use berth_model::reason::Refusal;
+use berth_model::{NodeName, PlacementName, Timestamp};
+use berth_store::{CommitError, Leadership, Revision, Store};
+use futures::future::BoxFuture;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Inputs decided in one go, before anything else is looked at: a few milliseconds of work.
+const BATCH: usize = 256;
+/// Inputs decided and not yet told. Reached only while the store is slower than a second; then the queue fills, and
+/// callers are told to come back later.
+const UNTOLD: usize = 8_192;
+/// Groups of decisions that wait for the store; same reason.
+const GROUPS: usize = 256;
+/// Time is looked at once a second, if nothing was due earlier: holds and deadlines are minutes.
+const TICK: Duration = Duration::from_secs(1);
+/// Between two ticks that are due at once, so that callers get their turn between the parts of long work.
+const TICK_AT_ONCE: Duration = Duration::from_millis(1);
+/// Attempts to load the world, one after the other without a single success: 25 seconds with their pauses. A store that is
+/// away longer is for the process supervisor, and for another replica, to deal with.
+const ATTEMPTS: u32 = 9;
+/// Pause after the first failed attempt; doubles with each.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the store may take to win a leadership or to read everything, before that counts as failed.
+const LOADING: Duration = Duration::from_secs(60);
+
+/// Where committed wishes go.
+pub(crate) trait Outbox: Send + Sync + 'static {
+    /// Sends a node its desired state, if its agent is there; only the latest one counts.
+    fn send(&self, node: &NodeName, desired: DesiredNode);
+    /// Asks every connected agent for a full report.
+    fn look_again(&self);
+}
+
+/// How to lead.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The brain's bounds and times.
+    pub(crate) limits: Limits,
+    /// How long one transaction may take before its outcome counts as unknown.
+    pub(crate) commit_deadline: Duration,
+    /// This process, in the leader record.
+    pub(crate) candidate: String,
+}
+
+/// Why there is no leader in this process any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// Somebody else leads.
+    #[error("leadership was lost; another controller has taken over")]
+    LostLeadership,
+    /// The store stayed away.
+    #[error("the world could not be loaded in {attempts} attempts")]
+    Store {
+        /// How often it was tried.
+        attempts: u32,
+        /// The last error.
+        source: LoadFailure,
+    },
+    /// What is stored, or what was decided, makes no sense: a person must look.
+    #[error("a person must look before this controller can go on")]
+    Broken(#[source] LoadFailure),
+    /// A decision that cannot be committed.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// A transaction that the store never takes.
+    #[error("the store refuses a transaction for good: {0}")]
+    Illegal(String),
+}
+
+/// Why the world could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct LoadFailure(load::Error);
+
+/// What a leadership ended with.
+enum Turn {
+    /// The process stops.
+    Stop,
+    /// Load the world anew.
+    Reload(CommitError),
+}
+
+/// A caller, and what it will be told.
+struct Reply {
+    to: oneshot::Sender<Answer>,
+    what: Result<Option<Arc<Placement>>, Refusal>,
+    /// The group that makes it durable.
+    group: Option<u64>,
+}
+
+/// What some inputs came to, not yet told.
+struct Batch {
+    /// Told when everything up to here is durable.
+    mark: u64,
+    /// As it was after these inputs.
+    world: World,
+    placements: BTreeSet<PlacementName>,
+    nodes: BTreeSet<NodeName>,
+    desired: BTreeMap<NodeName, DesiredNode>,
+    replies: Vec<Reply>,
+    inputs: usize,
+}
+
+/// One leadership.
+struct Lead {
+    brain: Brain,
+    pipeline: Pipeline,
+    batches: VecDeque<Batch>,
+    untold: usize,
+    lost: BoxFuture<'static, ()>,
+    /// Nodes whose agents have not told everything since the world was loaded; what they add to it means nothing yet.
+    awaited: BTreeSet<NodeName>,
+    revision: Revision,
+    ticked: Instant,
+}
+
+/// The leader.
+pub(crate) struct Service {
+    store: Arc<dyn Store>,
+    options: Options,
+    queue: mpsc::Receiver<Call>,
+    outbox: Arc<dyn Outbox>,
+    stop: CancellationToken,
+    publisher: Publisher,
+    lead: Lead,
+    /// Sessions as their inputs arrived here, so that they survive a reload.
+    sessions: BTreeMap<NodeName, (SessionId, Box<Hello>)>,
+    /// Failed attempts since something was committed or loaded.
+    attempts: u32,
+}
+
+/// Now, by this machine's clock.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_system(SystemTime::now())
+}
+
+impl Service {
+    /// Wins a leadership and loads the world.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        options: Options,
+        queue: mpsc::Receiver<Call>,
+        outbox: Arc<dyn Outbox>,
+        stop: CancellationToken,
+    ) -> Result<(Replica, Self), Ended> {
+        let lead = take_over(&store, &options, &mut 0).await?;
+        let world = lead.brain.world().clone();
+        let (replica, publisher) = Replica::new(world, lead.revision.0, lead.brain.term(), now());
+        let sessions = BTreeMap::new();
+        Ok((replica, Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0 }))
+    }
+
+    /// Leads until the process stops.
+    pub(crate) async fn run(mut self) -> Result<(), Ended> {
+        loop {
+            match self.turn().await? {
+                Turn::Stop => return Ok(()),
+                Turn::Reload(why) => self.reload(&why).await?,
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Result<Turn, Ended> {
+        let mut calls = Vec::with_capacity(BATCH);
+        loop {
+            let room = self.lead.untold < UNTOLD && self.lead.pipeline.groups() < GROUPS;
+            let tick_at = self.lead.tick_at();
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return self.finish().await,
+                () = &mut self.lead.lost => return Err(Ended::LostLeadership),
+                Some(result) = self.lead.pipeline.next(), if self.lead.pipeline.is_busy() => {
+                    if let Some(turn) = self.settled(result)? {
+                        return Ok(turn);
+                    }
+                }
+                () = tokio::time::sleep_until(tick_at), if room => {
+                    self.lead.ticked = Instant::now();
+                    self.decide_all(std::iter::once(Source::Tick))?;
+                }
+                taken = self.queue.recv_many(&mut calls, BATCH), if room => {
+                    if taken == 0 {
+                        return self.finish().await;
+                    }
+                    self.decide_all(calls.drain(..).map(Source::Call))?;
+                }
+            }
+            self.lead.pipeline.dispatch();
+            self.tell();
+        }
+    }
+
+    /// Takes note of one transaction's end. `Some` when this leadership cannot go on.
+    fn settled(&mut self, result: Result<(), CommitError>) -> Result<Option<Turn>, Ended> {
+        match result {
+            Ok(()) => {
+                self.attempts = 0;
+                Ok(None)
+            }
+            Err(CommitError::Fenced) => Err(Ended::LostLeadership),
+            Err(CommitError::Illegal(why)) => Err(Ended::Illegal(why)),
+            Err(error @ (CommitError::Precondition { .. } | CommitError::Unavailable(_) | CommitError::Unknown(_))) => {
+                Ok(Some(Turn::Reload(error)))
+            }
+        }
+    }
+
+    /// Stops in order: what is decided is committed and told; nothing more is decided.
+    async fn finish(&mut self) -> Result<Turn, Ended> {
+        loop {
+            self.lead.pipeline.dispatch();
+            self.tell();
+            let Some(result) = self.lead.pipeline.next().await else { return Ok(Turn::Stop) };
+            if let Some(Turn::Reload(why)) = self.settled(result)? {
+                self.lead.pipeline.settle().await;
+                self.give_up(&why);
+                return Ok(Turn::Stop);
+            }
+        }
+    }
+
+    fn decide_all(&mut self, sources: impl Iterator<Item = Source>) -> Result<(), Unfit> {
+        let now = now();
+        let mut work = Work::default();
+        for source in sources {
+            let (input, to) = match source {
+                Source::Tick => (Input::Tick, None),
+                Source::Call(Call { input, from: From::Caller(to) }) => {
+                    // Whoever has hung up already is not served: nothing was promised.
+                    if to.is_closed() {
+                        continue;
+                    }
+                    (input, Some(to))
+                }
+                Source::Call(Call { input, from: From::Agent(session) }) => {
+                    if !self.admits(session, &input) {
+                        continue;
+                    }
+                    (input, None)
+                }
+            };
+            self.lead.decide(now, input, to, &mut work)?;
+        }
+        self.lead.enqueue(work);
+        Ok(())
+    }
+
+    /// Whether an agent's input counts: only the newest session of a node speaks for it, and after a reload only from
+    /// its first full report on.
+    fn admits(&mut self, session: SessionId, input: &Input) -> bool {
+        let current = |node: &NodeName, service: &Self| service.sessions.get(node).map(|(id, _)| *id);
+        match input {
+            Input::Connected(hello) => {
+                let newer = current(&hello.node, self).is_none_or(|id| id < session);
+                if newer {
+                    self.sessions.insert(hello.node.clone(), (session, hello.clone()));
+                    self.lead.awaited.insert(hello.node.clone());
+                }
+                newer
+            }
+            Input::Disconnected(node) => {
+                let known = current(node, self) == Some(session);
+                if known {
+                    self.sessions.remove(node);
+                }
+                known
+            }
+            Input::Report { node, report } => {
+                if current(node, self) != Some(session) {
+                    return false;
+                }
+                let complete = report.listing == Listing::Complete;
+                if report.full && complete {
+                    self.lead.awaited.remove(node);
+                }
+                // That nothing can be seen counts at any time.
+                !complete || !self.lead.awaited.contains(node)
+            }
+            Input::Progress { node, .. } => current(node, self) == Some(session),
+            // No agent says these.
+            Input::Create { .. } | Input::Commit { .. } | Input::Release { .. } | Input::Tick => false,
+        }
+    }
+
+    /// Publishes, answers and sends whatever has become durable.
+    fn tell(&mut self) {
+        while let Some(mark) = self.lead.batches.front().map(|batch| batch.mark) {
+            let Some(revision) = self.lead.pipeline.durable_at(mark) else { return };
+            let Some(batch) = self.lead.batches.pop_front() else { return };
+            let Batch { mark: _, world, placements, nodes, desired, replies, inputs } = batch;
+            self.lead.untold = self.lead.untold.saturating_sub(inputs);
+            if !placements.is_empty() || !nodes.is_empty() || revision > self.lead.revision {
+                self.publisher.publish(world, revision.0, placements, nodes);
+                self.lead.revision = revision;
+            }
+            for Reply { to, what, group: _ } in replies {
+                let answer =
+                    what.map(|placement| Decided { placement, revision: revision.0 }).map_err(CallError::Refused);
+                // A caller that hung up reads it back, or asks again with the same request id.
+                let _hung_up = to.send(answer);
+            }
+            for (node, desired) in desired {
+                self.outbox.send(&node, desired);
+            }
+        }
+    }
+
+    /// Tells everyone who waits that their answer is lost.
+    fn give_up(&mut self, why: &CommitError) {
+        for reply in self.lead.batches.drain(..).flat_map(|batch| batch.replies) {
+            let fate = reply.group.map_or(Fate::NotWritten, |group| self.lead.pipeline.fate(group));
+            let error = match fate {
+                Fate::NotWritten => CallError::Unavailable(why.to_string()),
+                Fate::Unknown => CallError::Unknown(why.to_string()),
+            };
+            let _hung_up = reply.to.send(Err(error));
+        }
+        self.lead.untold = 0;
+    }
+
+    async fn reload(&mut self, why: &CommitError) -> Result<(), Ended> {
+        tracing::warn!(error = %why, "a commit failed; what was not durable is given up and the world is loaded anew");
+        self.lead.pipeline.settle().await;
+        self.give_up(why);
+        self.attempts = self.attempts.saturating_add(1);
+        if self.attempts > 1 {
+            tokio::time::sleep(pause(self.attempts - 1)).await;
+        }
+        if self.attempts > ATTEMPTS {
+            return Err(Ended::Store { attempts: self.attempts, source: LoadFailure(load_error(why)) });
+        }
+        self.lead = take_over(&self.store, &self.options, &mut self.attempts).await?;
+        let world = self.lead.brain.world().clone();
+        self.publisher.restart(world, self.lead.revision.0, self.lead.brain.term(), now());
+        let mut work = Work::default();
+        for (node, (_, hello)) in &self.sessions {
+            self.lead.awaited.insert(node.clone());
+            self.lead.decide(now(), Input::Connected(hello.clone()), None, &mut work)?;
+        }
+        self.lead.enqueue(work);
+        self.outbox.look_again();
+        self.lead.pipeline.dispatch();
+        self.tell();
+        Ok(())
+    }
+}
+
+fn load_error(why: &CommitError) -> load::Error {
+    load::Error::Store(berth_store::Error::Unavailable(why.to_string()))
+}
+
+fn pause(attempt: u32) -> Duration {
+    PAUSE.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(LONGEST_PAUSE)
+}
+
+/// Wins a leadership and loads the world, however often it takes within bounds. `attempts` counts on from earlier
+/// failures, and stays as it is on success: only a commit proves that the store works again.
+async fn take_over(store: &Arc<dyn Store>, options: &Options, attempts: &mut u32) -> Result<Lead, Ended> {
+    loop {
+        let error = match try_take_over(store, options).await {
+            Ok(lead) => return Ok(lead),
+            Err(error) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
+            Err(error) => error,
+        };
+        *attempts = attempts.saturating_add(1);
+        if *attempts >= ATTEMPTS {
+            return Err(Ended::Store { attempts: *attempts, source: LoadFailure(error) });
+        }
+        tracing::warn!(%error, attempt = *attempts, "the world could not be loaded; trying again");
+        tokio::time::sleep(pause(*attempts)).await;
+    }
+}
+
+async fn try_take_over(store: &Arc<dyn Store>, options: &Options) -> Result<Lead, load::Error> {
+    // Not bounded: whoever does not lead waits for its turn.
+    let Leadership { term, fence, lost } = store.campaign(&options.candidate).await?;
+    let loading = load::load(store.as_ref(), term, &options.limits, now());
+    let loaded = tokio::time::timeout(LOADING, loading).await.unwrap_or_else(|_| {
+        let text = format!("not everything was read after {} s", LOADING.as_secs());
+        Err(load::Error::Store(berth_store::Error::Unavailable(text)))
+    })?;
+    let load::Loaded { brain, node_versions, revision } = loaded;
+    let nodes = brain.world().node_count();
+    let placements = brain.world().placement_count();
+    tracing::info!(term, revision = revision.0, nodes, placements, "leading");
+    let pipeline = Pipeline::new(Arc::clone(store), fence, node_versions, revision, options.commit_deadline);
+    Ok(Lead {
+        brain,
+        pipeline,
+        batches: VecDeque::new(),
+        untold: 0,
+        lost,
+        awaited: BTreeSet::new(),
+        revision,
+        ticked: Instant::now(),
+    })
+}
+
+enum Source {
+    Tick,
+    Call(Call),
+}
+
+/// What the inputs of one batch came to so far.
+#[derive(Default)]
+struct Work {
+    placements: BTreeSet<PlacementName>,
+    nodes: BTreeSet<NodeName>,
+    desired: BTreeSet<NodeName>,
+    replies: Vec<Reply>,
+    inputs: usize,
+}
+
+impl Lead {
+    fn tick_at(&self) -> Instant {
+        let due = self.brain.next_deadline().map_or(TICK, |at| at.since(now()));
+        (Instant::now() + due).clamp(self.ticked + TICK_AT_ONCE, self.ticked + TICK)
+    }
+
+    fn decide(
+        &mut self,
+        now: Timestamp,
+        input: Input,
+        to: Option<oneshot::Sender<Answer>>,
+        work: &mut Work,
+    ) -> Result<(), Unfit> {
+        work.inputs += 1;
+        let (what, group) = match self.brain.decide(now, input) {
+            Ok(decision) => {
+                let group = self.pipeline.add(&decision.changes)?;
+                work.placements.extend(decision.touched);
+                work.nodes.extend(decision.nodes);
+                work.desired.extend(decision.desired);
+                (Ok(decision.placement), group)
+            }
+            Err(refusal) => (Err(refusal), None),
+        };
+        work.replies.extend(to.map(|to| Reply { to, what, group }));
+        Ok(())
+    }
+
+    /// Puts what was decided behind what waits already. Batches that the same transaction makes durable become one:
+    /// the states between them never were in the store.
+    fn enqueue(&mut self, work: Work) {
+        let Work { placements, nodes, desired, replies, inputs } = work;
+        if inputs == 0 {
+            return;
+        }
+        let mark = self.pipeline.mark();
+        let world = self.brain.world().clone();
+        let desired = desired.into_iter().filter_map(|node| Some((node.clone(), self.brain.desired(&node)?))).collect();
+        self.untold = self.untold.saturating_add(inputs);
+        match self.batches.back_mut().filter(|last| last.mark == mark) {
+            Some(last) => {
+                last.world = world;
+                last.placements.extend(placements);
+                last.nodes.extend(nodes);
+                last.desired.extend::<BTreeMap<_, _>>(desired);
+                last.replies.extend(replies);
+                last.inputs = last.inputs.saturating_add(inputs);
+            }
+            None => self.batches.push_back(Batch { mark, world, placements, nodes, desired, replies, inputs }),
+        }
+    }
+}
