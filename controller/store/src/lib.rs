@@ -1,8 +1,9 @@
 //! What is durable: one port, three implementations, one contract.
 //!
 //! Owns the [`Store`] trait, the key space ([`key`]), the stored form of records ([`record`]), the in-memory and the
-//! embedded implementation, and the `contract` suite that every implementation passes. Must never decide anything.
+//! embedded implementation, and the [`contract`] suite that every implementation passes. Must never decide anything.
 
+pub mod contract;
 pub mod embedded;
 mod engine;
 mod follow;

@@ -184,8 +184,16 @@ fn records_of_a_newer_berth_are_refused() {
 #[test]
 fn damaged_records_are_refused_naming_the_key() {
     let key = "berth/v1/placements/p1";
-    refused(read_placement(&item(key, Bytes::from_static(b"garbage"))), expect!["record berth/v1/placements/p1 is damaged: failed to decode Protobuf message: invalid wire type value: 7"]);
-    refused(read_placement(&item(key, Bytes::new())), expect!["record berth/v1/placements/p1 is damaged: it does not say its schema"]);
+    refused(
+        read_placement(&item(key, Bytes::from_static(b"garbage"))),
+        expect![
+            "record berth/v1/placements/p1 is damaged: failed to decode Protobuf message: invalid wire type value: 7"
+        ],
+    );
+    refused(
+        read_placement(&item(key, Bytes::new())),
+        expect!["record berth/v1/placements/p1 is damaged: it does not say its schema"],
+    );
     refused(
         read_placement(&item(key, PlacementRecord { schema: 1, placement: None }.encode_to_vec().into())),
         expect!["record berth/v1/placements/p1 is damaged: placement is missing"],
@@ -193,16 +201,38 @@ fn damaged_records_are_refused_naming_the_key() {
     let mut wire = berth_proto::v1::Placement::from(&a_placement(Phase::Active));
     wire.uid = "x".to_owned();
     let record = PlacementRecord { schema: 1, placement: Some(wire) };
-    refused(read_placement(&item(key, record.encode_to_vec().into())), expect![[r#"record berth/v1/placements/p1 is damaged: placement: uid: placement uid "x" is not of the form 8-4-4-4-12 hexadecimal digits"#]]);
+    refused(
+        read_placement(&item(key, record.encode_to_vec().into())),
+        expect![[
+            r#"record berth/v1/placements/p1 is damaged: placement: uid: placement uid "x" is not of the form 8-4-4-4-12 hexadecimal digits"#
+        ]],
+    );
     let whole = placement(&a_placement(Phase::Active));
-    refused(read_placement(&item(key, whole.slice(..whole.len() - 1))), expect!["record berth/v1/placements/p1 is damaged: failed to decode Protobuf message: buffer underflow"]);
-    refused(read_placement(&item("berth/v1/placements/other", whole)), expect!["record berth/v1/placements/other is damaged: it belongs under berth/v1/placements/p1"]);
-    refused(read_node(&item("berth/v1/nodes/other", node(&a_node()))), expect!["record berth/v1/nodes/other is damaged: it belongs under berth/v1/nodes/hv-01"]);
+    refused(
+        read_placement(&item(key, whole.slice(..whole.len() - 1))),
+        expect!["record berth/v1/placements/p1 is damaged: failed to decode Protobuf message: buffer underflow"],
+    );
+    refused(
+        read_placement(&item("berth/v1/placements/other", whole)),
+        expect!["record berth/v1/placements/other is damaged: it belongs under berth/v1/placements/p1"],
+    );
+    refused(
+        read_node(&item("berth/v1/nodes/other", node(&a_node()))),
+        expect!["record berth/v1/nodes/other is damaged: it belongs under berth/v1/nodes/hv-01"],
+    );
     let mut twice = a_node();
     twice.gpus.push(twice.gpus[0].clone());
-    refused(read_node(&item("berth/v1/nodes/hv-01", node(&twice))), expect!["record berth/v1/nodes/hv-01 is damaged: a GPU is listed twice"]);
+    refused(
+        read_node(&item("berth/v1/nodes/hv-01", node(&twice))),
+        expect!["record berth/v1/nodes/hv-01 is damaged: a GPU is listed twice"],
+    );
     let record = ClaimRecord { schema: 1, placement: "p1".to_owned(), uid: String::new() };
-    refused(read_claim(&item("berth/v1/requests/r", record.encode_to_vec().into())), expect![[r#"record berth/v1/requests/r is damaged: uid: placement uid "" is not of the form 8-4-4-4-12 hexadecimal digits"#]]);
+    refused(
+        read_claim(&item("berth/v1/requests/r", record.encode_to_vec().into())),
+        expect![[
+            r#"record berth/v1/requests/r is damaged: uid: placement uid "" is not of the form 8-4-4-4-12 hexadecimal digits"#
+        ]],
+    );
 }
 
 #[test]
