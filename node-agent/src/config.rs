@@ -3,6 +3,9 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default.
 
+use crate::reconcile::Limits;
+use crate::session::Retry;
+use berth_agent_core::work::Pace;
 use berth_model::NodeName;
 use berth_telemetry as telemetry;
 use clap::Parser;
@@ -21,6 +24,19 @@ pub struct Config {
     pub controllers: Vec<Uri>,
     /// Where its ledger lies; one directory for each agent.
     pub data_dir: PathBuf,
+    /// How often steps are tried and how long the pauses are. No setting: hosts of one kind need the same.
+    pub pace: Pace,
+    /// Bounds on the calls to the host. No setting either.
+    pub limits: Limits,
+    /// Waits between attempts to reach a controller. No setting: the whole fleet must be back in time.
+    pub retry: Retry,
+}
+
+impl Config {
+    /// An agent's configuration with the usual pace and limits.
+    pub fn new(node: NodeName, controllers: Vec<Uri>, data_dir: PathBuf) -> Self {
+        Self { node, controllers, data_dir, pace: Pace::default(), limits: Limits::default(), retry: Retry::default() }
+    }
 }
 
 /// Everything a process that is one agent needs.
@@ -337,7 +353,7 @@ impl Layers {
             problem("log.filter", error.to_string());
         }
 
-        let agent = Config { node: node?, controllers, data_dir: data_dir? };
+        let agent = Config::new(node?, controllers, data_dir?);
         Some(Settings { agent, driver: driver?, log, check_only })
     }
 }
@@ -414,11 +430,11 @@ mod tests {
         ];
         let (settings, _) = resolve(&Given { file: None, environment: &environment, flags: &["--check-config"] });
         let expected = Settings {
-            agent: Config {
-                node: NodeName::new("n1").unwrap(),
-                controllers: vec!["http://c1:7600".parse().unwrap(), "http://[::1]:7600".parse().unwrap()],
-                data_dir: "/d".into(),
-            },
+            agent: Config::new(
+                NodeName::new("n1").unwrap(),
+                vec!["http://c1:7600".parse().unwrap(), "http://[::1]:7600".parse().unwrap()],
+                "/d".into(),
+            ),
             driver: Driver::Sim { host: "/h.toml".into() },
             log: telemetry::Options { format: telemetry::Format::Json, filter: "debug".into() },
             check_only: true,

@@ -3,5 +3,14 @@
 //! Owns all that is slow, durable or can fail: the stream to the controller, the ledger's file, the calls to the host.
 //! Must never decide what is done to a host, nor in which order: `berth_agent_core` does.
 
+pub mod app;
 pub mod config;
 pub mod driver;
+pub mod ledger;
+mod link;
+pub mod reconcile;
+pub mod session;
+#[cfg(test)]
+mod testing;
+
+pub use app::{Running, StartError, start};

@@ -1,0 +1,222 @@
+//! The ledger's content as bytes: protobuf, so that it can grow fields. What the wire can say is said as on the wire.
+//!
+//! A field is never given another meaning or number; a form that old agents must not read gets a new format version.
+
+use super::State;
+use berth_agent_core::ledger::Ledger;
+use berth_agent_core::memory::Memory;
+use berth_agent_core::observed::{StopAction, VmSettings};
+use berth_model::VmId;
+use berth_model::gpu::Survey;
+use berth_model::pci::DeviceAddress;
+use berth_proto::v1;
+use prost::Message as _;
+use std::collections::BTreeMap;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LedgerRecord {
+    #[prost(uint64, tag = "1")]
+    term: u64,
+    #[prost(message, optional, tag = "2")]
+    desired: Option<v1::DesiredNode>,
+    #[prost(message, repeated, tag = "3")]
+    original: Vec<VmRecord>,
+    #[prost(message, repeated, tag = "4")]
+    known: Vec<CardRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct VmRecord {
+    #[prost(string, tag = "1")]
+    vm: String,
+    #[prost(enumeration = "StopActionRecord", tag = "2")]
+    stop_action: i32,
+    #[prost(bool, tag = "3")]
+    guest_cache_types: bool,
+    #[prost(uint64, tag = "4")]
+    mmio_low_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    mmio_high_bytes: u64,
+    #[prost(bool, tag = "6")]
+    static_memory: bool,
+    #[prost(bool, tag = "7")]
+    checkpoints: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CardRecord {
+    #[prost(string, tag = "1")]
+    address: String,
+    #[prost(message, optional, tag = "2")]
+    survey: Option<v1::Survey>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+enum StopActionRecord {
+    Unspecified = 0,
+    TurnOff = 1,
+    Save = 2,
+    ShutDown = 3,
+}
+
+/// The bytes of a state.
+pub(super) fn write(state: &State) -> Vec<u8> {
+    let State { ledger: Ledger { term, desired }, memory: Memory { original, known } } = state;
+    let record = LedgerRecord {
+        term: *term,
+        desired: desired.as_ref().map(Into::into),
+        original: original.iter().map(|(vm, settings)| write_settings(vm, settings)).collect(),
+        known: known
+            .iter()
+            .map(|(address, survey)| CardRecord { address: address.to_string(), survey: Some(survey.into()) })
+            .collect(),
+    };
+    record.encode_to_vec()
+}
+
+fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
+    let VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints } =
+        settings;
+    let stop_action = match stop_action {
+        StopAction::TurnOff => StopActionRecord::TurnOff,
+        StopAction::Save => StopActionRecord::Save,
+        StopAction::ShutDown => StopActionRecord::ShutDown,
+    };
+    VmRecord {
+        vm: vm.to_string(),
+        stop_action: stop_action.into(),
+        guest_cache_types: *guest_cache_types,
+        mmio_low_bytes: *mmio_low_bytes,
+        mmio_high_bytes: *mmio_high_bytes,
+        static_memory: *static_memory,
+        checkpoints: *checkpoints,
+    }
+}
+
+/// The state of some bytes, or what is wrong with them.
+pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
+    let LedgerRecord { term, desired, original, known } =
+        LedgerRecord::decode(bytes).map_err(|error| error.to_string())?;
+    let desired = desired.map(TryInto::try_into).transpose().map_err(|error| format!("desired state: {error}"))?;
+    let mut memory = Memory { original: BTreeMap::new(), known: BTreeMap::new() };
+    for record in original {
+        let (vm, settings) = read_settings(record)?;
+        memory.original.insert(vm, settings);
+    }
+    for CardRecord { address, survey } in known {
+        let at: DeviceAddress = address.parse().map_err(|error| format!("card: {error}"))?;
+        let survey = survey.ok_or_else(|| format!("card {address}: survey is missing"))?;
+        let survey: Survey = survey.try_into().map_err(|error| format!("card {address}: {error}"))?;
+        memory.known.insert(at, survey);
+    }
+    Ok(State { ledger: Ledger { term, desired }, memory })
+}
+
+fn read_settings(record: VmRecord) -> Result<(VmId, VmSettings), String> {
+    let stop_action = match record.stop_action() {
+        StopActionRecord::TurnOff => StopAction::TurnOff,
+        StopActionRecord::Save => StopAction::Save,
+        StopActionRecord::ShutDown => StopAction::ShutDown,
+        StopActionRecord::Unspecified => return Err(format!("VM {}: stop action is missing", record.vm)),
+    };
+    let VmRecord { vm, stop_action: _, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints } =
+        record;
+    let vm = VmId::new(vm).map_err(|error| error.to_string())?;
+    let settings =
+        VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints };
+    Ok((vm, settings))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use berth_model::desired::{DesiredGpu, DesiredNode, DesiredPlacement, Intent};
+    use berth_model::gpu::{Fingerprint, MmioSize, SerialNumber, Verdict};
+    use berth_model::request::{ReturnTo, VerifyLevel};
+    use berth_model::{ModelName, PlacementName, PlacementUid};
+
+    const ADDRESS: &str = "PCIROOT(20)#PCI(0300)#PCI(0000)";
+
+    fn fingerprint() -> Fingerprint {
+        Fingerprint { id: "10de:25b6:10de:157e".parse().unwrap(), serial: Some(SerialNumber::new("S1").unwrap()) }
+    }
+
+    pub(in crate::ledger) fn desired(term: u64, generation: u64) -> DesiredNode {
+        let placement = DesiredPlacement {
+            uid: PlacementUid::new("00000000-0000-0000-0000-000000000001").unwrap(),
+            name: PlacementName::new("render").unwrap(),
+            vm: VmId::new("8fce3318-aa0f-4de3-8664-278533573cd2").unwrap(),
+            gpus: vec![DesiredGpu {
+                address: ADDRESS.parse().unwrap(),
+                fingerprint: fingerprint(),
+                mmio: MmioSize { low_bytes: 1 << 24, high_bytes: 1 << 35 },
+            }],
+            intent: Intent::Attached,
+            allow_standalone: true,
+            verify: VerifyLevel::Visible,
+            return_to: ReturnTo::Pool,
+            trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok(),
+        };
+        DesiredNode { term, generation, placements: vec![placement] }
+    }
+
+    #[test]
+    fn a_state_round_trips_with_everything_in_it() {
+        let mut memory = Memory::default();
+        for (at, stop_action) in [StopAction::TurnOff, StopAction::Save, StopAction::ShutDown].into_iter().enumerate() {
+            let vm = VmId::new(format!("8fce3318-aa0f-4de3-8664-27853357300{at}")).unwrap();
+            let settings = VmSettings {
+                stop_action,
+                guest_cache_types: at == 0,
+                mmio_low_bytes: 3,
+                mmio_high_bytes: u64::MAX,
+                static_memory: at == 1,
+                checkpoints: at == 2,
+            };
+            memory.original.insert(vm, settings);
+        }
+        let survey = Survey {
+            model: ModelName::new("A2").unwrap(),
+            fingerprint: fingerprint(),
+            vram_bytes: Some(1 << 34),
+            mmio: MmioSize::default(),
+            numa_node: Some(0),
+            companions: vec!["PCIROOT(20)#PCI(0300)#PCI(0001)".parse().unwrap()],
+            verdict: Verdict::Assignable,
+        };
+        memory.known.insert(ADDRESS.parse().unwrap(), survey);
+        let state = State { ledger: Ledger { term: 9, desired: Some(desired(8, 3)) }, memory };
+        assert_eq!(read(&write(&state)), Ok(state));
+        assert_eq!(read(&write(&State::default())), Ok(State::default()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let bad = |record: LedgerRecord| read(&record.encode_to_vec()).unwrap_err();
+        let vm = || {
+            write_settings(
+                &VmId::new("8fce3318-aa0f-4de3-8664-278533573cd2").unwrap(),
+                &VmSettings {
+                    stop_action: StopAction::Save,
+                    guest_cache_types: true,
+                    mmio_low_bytes: 0,
+                    mmio_high_bytes: 0,
+                    static_memory: true,
+                    checkpoints: true,
+                },
+            )
+        };
+        let record = |vm| LedgerRecord { original: vec![vm], ..LedgerRecord::default() };
+        assert!(bad(record(VmRecord { stop_action: 0, ..vm() })).contains("stop action is missing"));
+        assert!(bad(record(VmRecord { stop_action: 77, ..vm() })).contains("stop action is missing"));
+        assert!(bad(record(VmRecord { vm: "x".into(), ..vm() })).contains("VM id"));
+        let card = CardRecord { address: ADDRESS.into(), survey: None };
+        assert!(bad(LedgerRecord { known: vec![card], ..LedgerRecord::default() }).contains("survey is missing"));
+        let mut desired = v1::DesiredNode::from(&desired(1, 1));
+        desired.placements[0].vm_id = "no".into();
+        assert!(
+            bad(LedgerRecord { desired: Some(desired), ..LedgerRecord::default() }).contains("placements[0].vm_id")
+        );
+    }
+}
