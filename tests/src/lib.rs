@@ -2,4 +2,6 @@
 //!
 //! Must never be a dependency of anything that ships.
 
+pub mod http;
+pub mod process;
 pub mod replay;

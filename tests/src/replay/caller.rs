@@ -1,6 +1,8 @@
 //! Calls of the public API: repeated with the same content while nobody answers, and refusals read for their reasons.
 
 use anyhow::Context as _;
+use berth_model::reason::ErrorClass;
+use berth_proto::status::Problem as Told;
 use berth_proto::v1::inventory_client::InventoryClient;
 use berth_proto::v1::operations_client::OperationsClient;
 use berth_proto::v1::placements_client::PlacementsClient;
@@ -11,7 +13,6 @@ use std::error::Error as _;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
-use tonic_types::StatusExt as _;
 
 /// How long one attempt may take. A durable write takes milliseconds; ten seconds tell slowness from silence.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -42,12 +43,22 @@ pub enum Problem {
 
 impl Problem {
     fn read(status: &Status) -> Self {
-        let text = status.message().to_owned();
-        match status.get_error_details().error_info() {
-            Some(info) if !info.reason.is_empty() && !text.is_empty() => {
-                Self::Refused { reason: info.reason.clone(), code: status.code(), text }
+        let told = Told::from_status(status);
+        let why = match (&told.explanation, told.class) {
+            // Why nothing fits is the reason that somebody asks for; "nothing fits" alone is none.
+            (Some(explanation), _) => {
+                let first = explanation.counts.first().map(|count| count.rule.as_str());
+                explanation.nearest.as_ref().map(|nearest| nearest.rule.as_str()).or(first)
             }
-            Some(_) | None => Self::NoReason(format!("{:?}: {text:?}", status.code())),
+            (None, ErrorClass::NotPlaceable) => None,
+            (None, _) => Some(""),
+        };
+        match why {
+            Some(why) if !told.reason.is_empty() && !told.message.is_empty() => {
+                let reason = if why.is_empty() { told.reason } else { format!("{} ({why})", told.reason) };
+                Self::Refused { reason, code: status.code(), text: told.message }
+            }
+            Some(_) | None => Self::NoReason(format!("{:?}: {:?}", status.code(), status.message())),
         }
     }
 }
