@@ -1,0 +1,158 @@
+//! The rules a node must pass, in their fixed order; the first that fails is the node's rejection.
+//!
+//! 1 named node · 2 excluded node · 3 cluster · 4 where the VM is · 5 has such a GPU at all · 6 has enough of one model ·
+//! 7 node ready and not cordoned · then, per model: 8 enough available · 9 NUMA node, if required · 10 processor ·
+//! 11 memory · 12 address space. What can never fit comes before what does not fit now.
+
+use super::ask::Ask;
+use super::pick::{pick, shape};
+use super::score::{RoomScore, Score, plenty};
+use crate::world::index::room;
+use crate::world::{Gpu, Node, World};
+use berth_model::placement::{AssignedGpu, Assignment, Pin, PinReason};
+use berth_model::reason::Rejection;
+use berth_model::{ModelName, Timestamp};
+use std::collections::BTreeMap;
+
+/// A place for a request.
+#[derive(Clone, Debug)]
+pub(super) struct Choice<'a> {
+    pub(super) score: Score,
+    gpus: Vec<&'a Gpu>,
+}
+
+impl Choice<'_> {
+    pub(super) fn assignment(self, now: Timestamp) -> Assignment {
+        let assigned = |gpu: &Gpu| AssignedGpu {
+            address: gpu.observed.address.clone(),
+            model: gpu.model().clone(),
+            fingerprint: gpu.observed.survey.fingerprint.clone(),
+            mmio: gpu.observed.survey.mmio,
+        };
+        Assignment {
+            node: self.score.node,
+            gpus: self.gpus.into_iter().map(assigned).collect(),
+            pin: Pin { reason: PinReason::DeviceAssignment, since: now },
+        }
+    }
+}
+
+/// Rules 1 to 4: whether this node can be meant.
+pub(super) fn meant(ask: &Ask<'_>, node: &Node) -> Result<(), Rejection> {
+    let request = ask.request;
+    if request.node.as_ref().is_some_and(|name| *name != node.name) {
+        return Err(Rejection::OtherNode);
+    }
+    if request.exclude_nodes.contains(&node.name) {
+        return Err(Rejection::ExcludedNode);
+    }
+    if request.cluster.as_ref().is_some_and(|cluster| node.cluster() != Some(cluster)) {
+        return Err(Rejection::OtherCluster);
+    }
+    match &ask.vm_node {
+        Some(vm) if *vm != node.name => Err(Rejection::VmElsewhere { node: vm.clone() }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Rules 5 and 6: the models of which the node has enough, available or not, with their counts.
+pub(super) fn models<'a>(ask: &Ask<'_>, node: &'a Node) -> Result<BTreeMap<&'a ModelName, u32>, Rejection> {
+    let mut has: BTreeMap<&ModelName, u32> = BTreeMap::new();
+    for gpu in node.gpus.values() {
+        *has.entry(gpu.model()).or_default() += u32::from(ask.takes(gpu));
+    }
+    let most = has.values().copied().max().unwrap_or(0);
+    if most == 0 {
+        return Err(Rejection::NoSuchGpu { has: has.into_keys().cloned().collect() });
+    }
+    if most < ask.request.gpus {
+        return Err(Rejection::TooSmall { has: most });
+    }
+    has.retain(|_, count| *count >= ask.request.gpus);
+    Ok(has)
+}
+
+/// Rules 8 to 12 for one model of a node that can be meant.
+pub(super) fn fit<'a>(
+    world: &World,
+    ask: &Ask<'_>,
+    node: &'a Node,
+    model: &ModelName,
+) -> Result<Choice<'a>, Rejection> {
+    let request = ask.request;
+    let available: Vec<&Gpu> =
+        node.gpus.values().filter(|gpu| gpu.model() == model && node.is_available(gpu)).collect();
+    let taken: Vec<&Gpu> = available.iter().copied().filter(|gpu| ask.takes(gpu)).collect();
+    let not_enough = |available: usize| Rejection::NotEnoughFree {
+        model: model.clone(),
+        available: u32::try_from(available).unwrap_or(u32::MAX),
+        // Told only where it is shown: see `explain`.
+        blocked: Vec::new(),
+    };
+    if taken.len() < request.gpus as usize {
+        return Err(not_enough(taken.len()));
+    }
+    let picked = pick(&taken, request.gpus, request.locality, node.facts.mmio_high_cap_bytes);
+    if let Err(rejection @ Rejection::NotOneNuma { .. }) = picked {
+        return Err(rejection);
+    }
+    let left = node.left();
+    if left.cpu_milli < request.resources.cpu_milli {
+        return Err(Rejection::Cpu { left_milli: left.cpu_milli });
+    }
+    if left.memory_bytes < request.resources.memory_bytes {
+        return Err(Rejection::Memory { left_bytes: left.memory_bytes });
+    }
+    let gpus = picked?;
+    // The room is that of all available GPUs, whatever the request takes of them: so does the index see it.
+    let room = room(node, &available).ok_or_else(|| not_enough(0))?;
+    let room = RoomScore::new(plenty_of(world, model), &room, request.gpus, ask.need);
+    let members = ask.group.as_ref().map_or((0, 0), |group| group.members(node));
+    let score = Score::new(members, room, shape(&gpus, &available), model, &node.name);
+    Ok(Choice { score, gpus })
+}
+
+fn plenty_of(world: &World, model: &ModelName) -> std::cmp::Reverse<u32> {
+    plenty(world.index().model(model).map_or(0, |entry| entry.available))
+}
+
+/// All rules: the best choice on this node, or the first rule that fails; among models, the one that came farthest.
+pub(super) fn check<'a>(world: &World, ask: &Ask<'_>, node: &'a Node) -> Result<Choice<'a>, Rejection> {
+    meant(ask, node)?;
+    let models = models(ask, node)?;
+    if let Some(why) = node.not_ready().or_else(|| node.cordoned()) {
+        return Err(Rejection::NotReady(why));
+    }
+    let mut best: Option<Choice<'a>> = None;
+    let mut farthest: Option<Rejection> = None;
+    for model in models.into_keys() {
+        match fit(world, ask, node, model) {
+            Ok(choice) if best.as_ref().is_none_or(|b| choice.score < b.score) => best = Some(choice),
+            Ok(_) => {}
+            Err(rejection) => {
+                if farthest.as_ref().is_none_or(|f| progress(&rejection) > progress(f)) {
+                    farthest = Some(rejection);
+                }
+            }
+        }
+    }
+    best.ok_or_else(|| farthest.unwrap_or(Rejection::NoSuchGpu { has: Vec::new() }))
+}
+
+/// How far a model came: the rule, then how many were available.
+pub(super) fn progress(rejection: &Rejection) -> (u8, u32) {
+    match rejection {
+        Rejection::OtherNode => (1, 0),
+        Rejection::ExcludedNode => (2, 0),
+        Rejection::OtherCluster => (3, 0),
+        Rejection::VmElsewhere { .. } => (4, 0),
+        Rejection::NoSuchGpu { .. } => (5, 0),
+        Rejection::TooSmall { has } => (6, *has),
+        Rejection::NotReady(_) => (7, 0),
+        Rejection::NotEnoughFree { available, .. } => (8, *available),
+        Rejection::NotOneNuma { best } => (9, *best),
+        Rejection::Cpu { .. } => (10, 0),
+        Rejection::Memory { .. } => (11, 0),
+        Rejection::Mmio { .. } => (12, 0),
+    }
+}
