@@ -396,3 +396,6 @@ fn claim_key(what: &Claimed) -> String {
         Claimed::Request(id) => key::request(id),
     }
 }
+
+#[cfg(test)]
+mod tests;

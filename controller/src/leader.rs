@@ -9,7 +9,8 @@
 mod load;
 mod run;
 
-pub(crate) use run::{Ended, Options, Outbox, Service, now};
+pub use run::{Ended, LoadFailure};
+pub(crate) use run::{Options, Outbox, Service, now};
 
 use berth_core::decide::Input;
 use berth_model::placement::Placement;

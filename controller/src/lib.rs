@@ -5,7 +5,10 @@
 //! [`berth_core::decide`].
 
 pub mod agents;
+pub mod api;
 mod commit;
 pub mod config;
 pub mod leader;
 pub mod replica;
+#[cfg(test)]
+mod testing;

@@ -132,9 +132,8 @@ fn owned(placement: &Placement) -> BTreeSet<String> {
         keys.extend(placement.vm_id.iter().map(|id| key::vm_claim(&VmSelector::Id(id.clone()))));
     }
     if placement.phase.holds_claims() {
-        keys.extend(
-            placement.assignment.iter().flat_map(|assignment| assignment.gpu_ids()).map(|gpu| key::gpu_claim(&gpu)),
-        );
+        let gpus = placement.assignment.iter().flat_map(|assignment| assignment.gpu_ids());
+        keys.extend(gpus.map(|gpu| key::gpu_claim(&gpu)));
     }
     keys
 }

@@ -61,7 +61,7 @@ pub(crate) struct Options {
 
 /// Why there is no leader in this process any more.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Ended {
+pub enum Ended {
     /// Somebody else leads.
     #[error("leadership was lost; another controller has taken over")]
     LostLeadership,
@@ -76,18 +76,21 @@ pub(crate) enum Ended {
     /// What is stored, or what was decided, makes no sense: a person must look.
     #[error("a person must look before this controller can go on")]
     Broken(#[source] LoadFailure),
-    /// A decision that cannot be committed.
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
-    /// A transaction that the store never takes.
+    /// A transaction that the store never takes: a fault of Berth.
     #[error("the store refuses a transaction for good: {0}")]
     Illegal(String),
+}
+
+impl std::convert::From<Unfit> for Ended {
+    fn from(unfit: Unfit) -> Self {
+        Self::Illegal(unfit.to_string())
+    }
 }
 
 /// Why the world could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub(crate) struct LoadFailure(load::Error);
+pub struct LoadFailure(load::Error);
 
 /// What a leadership ended with.
 enum Turn {
@@ -224,6 +227,12 @@ impl Service {
 
     /// Stops in order: what is decided is committed and told; nothing more is decided.
     async fn finish(&mut self) -> Result<Turn, Ended> {
+        self.queue.close();
+        while let Ok(Call { from, input: _ }) = self.queue.try_recv() {
+            if let From::Caller(to) = from {
+                let _hung_up = to.send(Err(CallError::Unavailable("the controller is stopping".to_owned())));
+            }
+        }
         loop {
             self.lead.pipeline.dispatch();
             self.tell();

@@ -1,0 +1,234 @@
+//! Grouping and order, against a store whose commits end when the test says so.
+
+use super::*;
+use crate::testing::{Fault, Scripted, hello, node, report, request, uid};
+use berth_core::decide::{Brain, Input, Limits};
+use berth_model::placement::{Phase, Placement};
+use berth_model::{PlacementName, Timestamp};
+
+/// A store, and a pipeline that leads on it.
+async fn pipeline(permits: usize) -> (Arc<Scripted>, Pipeline) {
+    let store = Scripted::new(permits);
+    let leadership = store.campaign("test").await.unwrap();
+    let pipeline = Pipeline::new(
+        Arc::clone(&store) as Arc<dyn Store>,
+        leadership.fence,
+        BTreeMap::new(),
+        Revision(1),
+        Duration::from_secs(20),
+    );
+    (store, pipeline)
+}
+
+fn placement(name: &str, version: u64) -> Change {
+    Change::PutPlacement(Arc::new(Placement {
+        uid: uid(1),
+        request: request(name, 1),
+        caller: "test".into(),
+        trace: None,
+        created: Timestamp::from_millis(1),
+        version,
+        phase: Phase::Queued { until: Timestamp::from_millis(2) },
+        phase_since: Timestamp::from_millis(1),
+        assignment: None,
+        vm_id: None,
+        generation: 0,
+    }))
+}
+
+/// The change that a first report of a node makes.
+fn node_change(name: &str, version: u64) -> Change {
+    let now = Timestamp::from_millis(1);
+    let mut brain = Brain::load(1, Limits::default(), vec![], vec![], now).unwrap();
+    brain.decide(now, Input::Connected(Box::new(hello(name)))).unwrap();
+    let report = Input::Report { node: node(name), report: Box::new(report(2, &[])) };
+    let changes = brain.decide(now, report).unwrap().changes;
+    let put = changes.into_iter().find_map(|change| match change {
+        Change::PutNode(stored) => Some(stored),
+        _ => None,
+    });
+    let mut stored = (*put.unwrap()).clone();
+    stored.version = version;
+    Change::PutNode(Arc::new(stored))
+}
+
+fn claim(gpus: usize) -> Vec<Change> {
+    let one = |slot: usize| Change::Claim {
+        what: Claimed::Gpu(format!("n1/PCIROOT({slot})#PCI(0000)").parse().unwrap()),
+        placement: PlacementName::new("p").unwrap(),
+        uid: uid(1),
+    };
+    (0..gpus).map(one).collect()
+}
+
+/// Lets every future of the pipeline begin, without waiting for any to end.
+async fn begin(pipeline: &mut Pipeline) {
+    pipeline.dispatch();
+    tokio::select! {
+        biased;
+        ended = pipeline.next(), if pipeline.is_busy() => panic!("ended without a permit: {ended:?}"),
+        () = tokio::task::yield_now() => {}
+    }
+}
+
+/// Lets one commit after the other end until all is durable.
+async fn drain(store: &Scripted, pipeline: &mut Pipeline) {
+    store.gate.add_permits(1000);
+    loop {
+        pipeline.dispatch();
+        match pipeline.next().await {
+            Some(result) => result.unwrap(),
+            None => return,
+        }
+    }
+}
+
+#[tokio::test]
+async fn decisions_wait_together_while_the_store_is_busy() {
+    let (store, mut pipeline) = pipeline(0).await;
+    for number in 0..IN_FLIGHT {
+        pipeline.add(&[placement(&format!("first-{number}"), 1)]).unwrap();
+        begin(&mut pipeline).await;
+    }
+    for number in 0..50 {
+        pipeline.add(&[placement(&format!("later-{number}"), 1)]).unwrap();
+        begin(&mut pipeline).await;
+    }
+    assert_eq!(store.transactions(), IN_FLIGHT, "no more than that are in flight");
+    drain(&store, &mut pipeline).await;
+    let sizes: Vec<_> = store.seen.lock().unwrap().iter().map(|t| t.writes.len()).collect();
+    assert_eq!(sizes, [vec![1; IN_FLIGHT], vec![50]].concat());
+}
+
+#[tokio::test]
+async fn a_group_never_exceeds_the_limit_and_never_splits_a_decision() {
+    let (store, mut pipeline) = pipeline(0).await;
+    // Ten operations each: twelve of them fit, a thirteenth would have to be split.
+    for number in 0..30 {
+        let mut changes: Vec<_> = (0..9).map(|part| placement(&format!("p-{number}-{part}"), 1)).collect();
+        changes.push(placement(&format!("p-{number}-last"), 1));
+        pipeline.add(&changes).unwrap();
+    }
+    drain(&store, &mut pipeline).await;
+    let sizes: Vec<_> = store.seen.lock().unwrap().iter().map(|t| (t.writes.len(), t.operations())).collect();
+    assert_eq!(sizes, [(120, 121), (120, 121), (60, 61)]);
+    assert!(pipeline.add(&claim(MAX_OPERATIONS - 1)).is_ok());
+    assert_eq!(pipeline.add(&claim(MAX_OPERATIONS)), Err(Unfit::Operations { operations: MAX_OPERATIONS + 1 }));
+}
+
+#[tokio::test]
+async fn two_writes_of_one_key_are_never_in_flight_together() {
+    let (store, mut pipeline) = pipeline(0).await;
+    for version in 1..=3 {
+        pipeline.add(&[placement("same", version)]).unwrap();
+        begin(&mut pipeline).await;
+        assert_eq!(store.transactions(), 1, "version {version} must wait");
+    }
+    pipeline.add(&[placement("other", 1)]).unwrap();
+    begin(&mut pipeline).await;
+    assert_eq!(store.transactions(), 1, "what comes later does not overtake");
+    drain(&store, &mut pipeline).await;
+    assert_eq!(store.transactions(), 3);
+    let stored = store.get(&key::placement(&"same".parse().unwrap())).await.unwrap().unwrap();
+    assert_eq!(stored.version, 3);
+}
+
+#[tokio::test]
+async fn many_decisions_about_one_node_share_a_transaction() {
+    let (store, mut pipeline) = pipeline(0).await;
+    pipeline.add(&[node_change("n1", 1)]).unwrap();
+    begin(&mut pipeline).await;
+    for version in 2..=6 {
+        pipeline.add(&[node_change("n1", version), placement(&format!("p{version}"), 1)]).unwrap();
+        begin(&mut pipeline).await;
+    }
+    drain(&store, &mut pipeline).await;
+    assert_eq!(store.transactions(), 2);
+    pipeline.add(&[node_change("n1", 7)]).unwrap();
+    drain(&store, &mut pipeline).await;
+    assert_eq!(store.get(&key::node(&node("n1"))).await.unwrap().unwrap().version, 3);
+}
+
+#[tokio::test]
+async fn a_placement_waits_for_the_node_it_rests_on() {
+    let (store, mut pipeline) = pipeline(0).await;
+    pipeline.add(&[node_change("n1", 1)]).unwrap();
+    begin(&mut pipeline).await;
+    let Change::PutPlacement(queued) = placement("p", 1) else { panic!() };
+    let mut held = (*queued).clone();
+    held.assignment = Some(berth_model::placement::Assignment {
+        node: node("n1"),
+        gpus: vec![],
+        pin: berth_model::placement::Pin {
+            reason: berth_model::placement::PinReason::DeviceAssignment,
+            since: Timestamp::from_millis(1),
+        },
+    });
+    pipeline.add(&[Change::PutPlacement(Arc::new(held))]).unwrap();
+    begin(&mut pipeline).await;
+    assert_eq!(store.transactions(), 1);
+    drain(&store, &mut pipeline).await;
+    assert_eq!(store.transactions(), 2);
+}
+
+#[tokio::test]
+async fn nothing_counts_as_durable_before_all_that_was_decided_earlier_is() {
+    let (store, mut pipeline) = pipeline(0).await;
+    assert_eq!(pipeline.durable_at(pipeline.mark()), Some(Revision(1)), "nothing to wait for");
+    let first = pipeline.add(&[placement("a", 1)]).unwrap().unwrap();
+    let after_first = pipeline.mark();
+    begin(&mut pipeline).await;
+    pipeline.add(&[placement("b", 1)]).unwrap();
+    let after_second = pipeline.mark();
+    begin(&mut pipeline).await;
+    assert_eq!(pipeline.add(&[]).unwrap(), None);
+    assert_eq!(pipeline.mark(), after_second, "without changes it waits for what is in flight already");
+    store.fail(Fault::Before);
+    store.gate.add_permits(2);
+    let mut results = vec![pipeline.next().await.unwrap(), pipeline.next().await.unwrap()];
+    results.sort_by_key(Result::is_ok);
+    assert!(matches!(results[0], Err(CommitError::Unavailable(_))) && results[1].is_ok());
+    assert_eq!(pipeline.durable_at(after_first), None);
+    assert_eq!(pipeline.durable_at(after_second), None, "the second is durable, but the first is not");
+    assert_eq!(pipeline.fate(first), Fate::NotWritten);
+    assert_eq!(pipeline.fate(after_second - 1), Fate::Unknown);
+}
+
+#[tokio::test]
+async fn a_commit_without_an_answer_is_unknown_not_failed() {
+    let (_store, mut pipeline) = pipeline(0).await;
+    pipeline.deadline = Duration::from_millis(20);
+    let group = pipeline.add(&[placement("a", 1)]).unwrap().unwrap();
+    pipeline.dispatch();
+    assert!(matches!(pipeline.next().await, Some(Err(CommitError::Unknown(_)))));
+    pipeline.settle().await;
+    assert_eq!(pipeline.fate(group), Fate::Unknown);
+}
+
+#[tokio::test]
+async fn a_decision_that_contradicts_itself_is_refused() {
+    let (_store, mut pipeline) = pipeline(0).await;
+    let key = key::placement(&"a".parse().unwrap());
+    assert_eq!(pipeline.add(&[placement("a", 1), placement("a", 2)]), Err(Unfit::Twice { key }));
+}
+
+#[tokio::test]
+async fn a_claim_is_made_once_and_deleted_only_by_its_owner() {
+    let (store, mut pipeline) = pipeline(1000).await;
+    pipeline.add(&claim(1)).unwrap();
+    drain(&store, &mut pipeline).await;
+    pipeline.add(&claim(1)).unwrap();
+    pipeline.dispatch();
+    assert!(matches!(pipeline.next().await, Some(Err(CommitError::Precondition { .. }))));
+    let Change::Claim { what, placement, .. } = claim(1).remove(0) else { panic!() };
+    let leadership = store.campaign("test").await.unwrap();
+    let unclaim = |number| Change::Unclaim { what: what.clone(), placement: placement.clone(), uid: uid(number) };
+    for (number, holds) in [(2, false), (1, true)] {
+        let shared = Arc::clone(&store) as Arc<dyn Store>;
+        let fence = leadership.fence.clone();
+        let mut pipeline = Pipeline::new(shared, fence, BTreeMap::new(), Revision(1), Duration::from_secs(20));
+        pipeline.add(&[unclaim(number)]).unwrap();
+        pipeline.dispatch();
+        assert_eq!(pipeline.next().await.unwrap().is_ok(), holds, "uid {number}");
+    }
+}
