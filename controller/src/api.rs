@@ -1,0 +1,77 @@
+//! The edge that callers meet: gRPC, gRPC-Web and JSON on one port.
+//!
+//! Thin: convert, ask, convert. Writes go to the [`Leader`], reads to the [`Replica`]; neither decides anything here.
+//! Must never wait for a node, and never put an error into an answer that says OK.
+//!
+//! Owns what callers see of the world ([`view`]), pages, watches, and the bounds of a call.
+
+pub(crate) mod inventory;
+pub(crate) mod json;
+pub mod operations;
+pub(crate) mod page;
+pub(crate) mod placements;
+pub(crate) mod plan;
+pub mod server;
+pub(crate) mod summary;
+pub(crate) mod view;
+pub(crate) mod watch;
+
+use crate::agents::Seen;
+use crate::leader::{CallError, Leader};
+use crate::replica::Replica;
+use berth_model::Timestamp;
+use berth_model::reason::{ErrorClass, Refusal};
+use berth_proto::status;
+use std::time::SystemTime;
+use tonic::Status;
+
+/// Largest message a caller may send: gRPC's own default. A plan of 10,000 requests takes about one MiB, the inventory
+/// of the largest node less.
+pub const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Largest list we send, with room below the 4 MiB that most gRPC clients accept unless told otherwise.
+pub(crate) const MAX_ANSWER_BYTES: usize = 3 << 20;
+
+/// What the API asks.
+#[derive(Clone)]
+pub struct Sources {
+    /// Who decides.
+    pub leader: Leader,
+    /// What is committed.
+    pub replica: Replica,
+    /// When agents were last heard of.
+    pub seen: Seen,
+    /// What the last check of the invariants found.
+    pub checked: operations::SharedCheck,
+    /// Kind of store.
+    pub store: &'static str,
+}
+
+/// The shell's clock.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_system(SystemTime::now())
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        let reason = match &error {
+            CallError::Refused(refusal) => return status::refusal_to_status(refusal),
+            CallError::Overloaded => status::OVERLOADED,
+            CallError::Unavailable(_) => "NO_LEADER",
+            CallError::Unknown(_) => "OUTCOME_UNKNOWN",
+        };
+        status::failure(error.class(), reason, &error.to_string())
+    }
+}
+
+/// A refusal as the answer to a call.
+pub(crate) fn refused<T>(refusal: &Refusal) -> Result<T, Status> {
+    Err(status::refusal_to_status(refusal))
+}
+
+/// A bound of the API was hit.
+pub(crate) fn overloaded(message: &str) -> Status {
+    status::failure(ErrorClass::Overloaded, status::OVERLOADED, message)
+}
+
+#[cfg(test)]
+mod tests;

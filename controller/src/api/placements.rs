@@ -1,0 +1,152 @@
+//! Asking for GPUs, and giving them back.
+
+use super::page::Page;
+use super::plan;
+use super::watch::{PlacementChanges, Stream, Watches};
+use super::{Sources, now, refused, view};
+use axum::extract::ConnectInfo;
+use berth_core::decide::Input;
+use berth_core::schedule::nearest;
+use berth_core::world::World;
+use berth_model::reason::{ErrorClass, Refusal};
+use berth_model::request::PlacementRequest;
+use berth_model::{NodeName, PlacementName, PlacementUid, VmId};
+use berth_proto::v1::placements_server::Placements;
+use berth_proto::{convert, status, v1};
+use berth_telemetry::{spans, trace};
+use std::net::SocketAddr;
+use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+
+/// Above so many placements a misspelled name gets no suggestion: comparing it with all would cost more than it helps.
+const SUGGEST_AMONG: usize = 10_000;
+
+/// `berth.v1.Placements`.
+#[derive(Clone)]
+pub(crate) struct PlacementsService {
+    pub(crate) sources: Sources,
+    pub(crate) watches: Watches,
+    pub(crate) planner: plan::Planner,
+}
+
+impl PlacementsService {
+    /// Has an input decided, and shows the placement that it is about.
+    async fn submit(&self, input: Input) -> Result<Response<v1::Placement>, Status> {
+        let decided = self.sources.leader.submit(input).await?;
+        let Some(placement) = decided.placement else {
+            return Err(status::failure(ErrorClass::Internal, "NO_PLACEMENT", "the decision names no placement"));
+        };
+        let snapshot = self.sources.replica.now();
+        Ok(Response::new(view::placement(&snapshot.world, &placement, now())))
+    }
+}
+
+/// Who calls, as far as the connection proves it.
+fn caller<T>(request: &Request<T>) -> String {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    peer.map_or_else(|| "unknown".to_owned(), |ConnectInfo(peer)| peer.to_string())
+}
+
+/// A version that a caller rests on; 0 means any.
+fn version(wire: u64) -> Option<u64> {
+    (wire > 0).then_some(wire)
+}
+
+fn unknown(world: &World, name: PlacementName) -> Refusal {
+    let names = world.placements().take(SUGGEST_AMONG).map(|placement| placement.name());
+    let nearest = nearest(name.as_str(), names).cloned();
+    Refusal::UnknownPlacement { name, nearest }
+}
+
+#[tonic::async_trait]
+impl Placements for PlacementsService {
+    async fn create(&self, request: Request<v1::CreatePlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+        let caller = caller(&request);
+        let trace = trace::from_metadata(request.metadata());
+        let span = spans::call("Placements/Create", trace.as_ref());
+        let request = PlacementRequest::try_from(request.into_inner())?;
+        let uid = PlacementUid::new(uuid::Uuid::new_v4().hyphenated().to_string())
+            .map_err(|error| status::failure(ErrorClass::Internal, "NO_UID", &error.to_string()))?;
+        self.submit(Input::Create { request: Box::new(request), uid, caller, trace }).instrument(span).await
+    }
+
+    async fn get(&self, request: Request<v1::GetPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+        let name: PlacementName = convert::read(|at| at.field("name").parse(&request.get_ref().name))?;
+        let snapshot = self.sources.replica.now();
+        match snapshot.world.placement(&name) {
+            Some(placement) => Ok(Response::new(view::placement(&snapshot.world, placement, now()))),
+            None => refused(&unknown(&snapshot.world, name)),
+        }
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListPlacementsRequest>,
+    ) -> Result<Response<v1::ListPlacementsResponse>, Status> {
+        let v1::ListPlacementsRequest { page_size, page_token, node, phase, live_only } = request.into_inner();
+        let (node, phase) = convert::read(|at| {
+            let node = at.field("node").optional::<NodeName>(&node);
+            let phase = match v1::Phase::try_from(phase) {
+                Ok(v1::Phase::Unspecified) => Some(None),
+                Ok(phase) => Some(Some(phase)),
+                Err(_) => at.field("phase").refuse(format_args!("{phase} is no Phase")),
+            };
+            Some((node?, phase?))
+        })?;
+        let filters = ("Placements", &node, phase.map(i32::from), live_only);
+        let page = Page::open(&self.sources.replica, page_size, &page_token, filters)?;
+        let after: Option<PlacementName> = page.after()?;
+        let world = &page.snapshot.world;
+        let now = now();
+        let placements = world
+            .placements_after(after.as_ref())
+            .filter(|placement| !live_only || placement.phase.is_live())
+            .filter(|placement| phase.is_none_or(|phase| phase == v1::Phase::from(&placement.phase)))
+            .filter(|placement| {
+                node.is_none() || placement.assignment.as_ref().map(|assignment| &assignment.node) == node.as_ref()
+            });
+        let (placements, next_page_token) = page.fill(
+            placements,
+            |placement| view::placement(world, placement, now),
+            |placement| placement.name().to_string(),
+        );
+        Ok(Response::new(v1::ListPlacementsResponse { placements, next_page_token, revision: page.snapshot.revision }))
+    }
+
+    type WatchStream = Stream<v1::PlacementChange>;
+
+    async fn watch(&self, request: Request<v1::WatchPlacementsRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let v1::WatchPlacementsRequest { after_revision, name } = request.into_inner();
+        let only = convert::read(|at| at.field("name").optional::<PlacementName>(&name))?;
+        let changes = PlacementChanges::new(&self.sources, after_revision, only)?;
+        Ok(Response::new(self.watches.open(changes)?))
+    }
+
+    async fn commit(&self, request: Request<v1::CommitPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+        let span = spans::call("Placements/Commit", trace::from_metadata(request.metadata()).as_ref());
+        let v1::CommitPlacementRequest { name, vm_id, version: expected } = request.into_inner();
+        let input = convert::read(|at| {
+            let name = at.field("name").parse(&name);
+            let vm_id = at.field("vm_id").optional::<VmId>(&vm_id);
+            Some(Input::Commit { name: name?, vm_id: vm_id?, version: version(expected) })
+        })?;
+        self.submit(input).instrument(span).await
+    }
+
+    async fn release(&self, request: Request<v1::ReleasePlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+        let span = spans::call("Placements/Release", trace::from_metadata(request.metadata()).as_ref());
+        let v1::ReleasePlacementRequest { name, uid, version: expected } = request.into_inner();
+        let input = convert::read(|at| {
+            let name = at.field("name").parse(&name);
+            let uid = at.field("uid").optional::<PlacementUid>(&uid);
+            Some(Input::Release { name: name?, uid: uid?, version: version(expected) })
+        })?;
+        self.submit(input).instrument(span).await
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let requests = Vec::<PlacementRequest>::try_from(request.into_inner())?;
+        let answer = self.planner.plan(self.sources.replica.now(), requests).await?;
+        Ok(Response::new(answer))
+    }
+}

@@ -1,0 +1,191 @@
+//! Everything that answers on the one port: gRPC, gRPC-Web, JSON, health and reflection.
+
+use super::inventory::InventoryService;
+use super::json::Transcoder;
+use super::operations::OperationsService;
+use super::placements::PlacementsService;
+use super::plan::Planner;
+use super::summary::Summaries;
+use super::watch::Watches;
+use super::{MAX_REQUEST_BYTES, Sources};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Request, header::CONTENT_TYPE};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
+use berth_proto::v1;
+use berth_proto::v1::inventory_server::InventoryServer;
+use berth_proto::v1::node_agent_server::{NodeAgent, NodeAgentServer};
+use berth_proto::v1::operations_server::OperationsServer;
+use berth_proto::v1::placements_server::PlacementsServer;
+use std::time::Duration;
+use tonic::Status;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower::ServiceExt as _;
+
+pub use super::json::BrokenDescriptors;
+
+/// Longest a call may take until its answer begins, if the caller does not say: longer than any commit waits, so that
+/// callers hear the true reason first.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest that a caller can ask for. A call that waits longer is a watch.
+const MAX_CALL_DEADLINE: Duration = Duration::from_secs(600);
+
+const WELCOME: &str = "\
+This is a Berth controller: it decides which virtual machine gets which GPU, and has it carried out.
+
+It speaks gRPC (with reflection), gRPC-Web, and JSON over HTTP, for example:
+
+  curl -d '{}' http://HOST:PORT/berth.v1.Inventory/Summarize
+  curl -d '{\"liveOnly\": true}' http://HOST:PORT/berth.v1.Placements/List
+  curl -d '{\"request\": {\"requestId\": \"r1\", \"name\": \"p1\", \"vm\": \"vm1\", \"gpus\": 1}}' \\
+       http://HOST:PORT/berth.v1.Placements/Create
+";
+
+/// What health checks are told, for the server as a whole and for each service. Not serving until told otherwise.
+#[derive(Clone, Debug)]
+pub struct Health {
+    reporter: HealthReporter,
+}
+
+impl Health {
+    /// A server that is not serving yet.
+    pub async fn new() -> Self {
+        let health = Self { reporter: HealthReporter::new() };
+        health.set_serving(false).await;
+        health
+    }
+
+    /// Whether calls are answered now: true while this controller leads.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        // The empty name stands for the whole server.
+        let names = [
+            "",
+            v1::inventory_server::SERVICE_NAME,
+            v1::placements_server::SERVICE_NAME,
+            v1::operations_server::SERVICE_NAME,
+            v1::node_agent_server::SERVICE_NAME,
+        ];
+        for name in names {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}
+
+/// Why the router cannot be built. Only a broken build makes these.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// For JSON.
+    #[error(transparent)]
+    Json(#[from] BrokenDescriptors),
+    /// For reflection.
+    #[error("reflection cannot be set up: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+#[derive(Clone)]
+struct Edge {
+    /// gRPC and gRPC-Web.
+    web: axum::Router,
+    json: Transcoder,
+}
+
+/// Joins all services into one router. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: who calls
+/// is recorded with each placement.
+///
+/// # Errors
+/// [`RouterError`] when the build is broken.
+pub fn router<A: NodeAgent>(sources: Sources, agents: A, health: &Health) -> Result<axum::Router, RouterError> {
+    let (summaries, watches) = (Summaries::default(), Watches::default());
+    let inventory =
+        InventoryService { sources: sources.clone(), summaries: summaries.clone(), watches: watches.clone() };
+    let placements = PlacementsService { sources: sources.clone(), watches, planner: Planner::default() };
+    let operations = OperationsService { sources, summaries };
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(berth_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let health = tonic_health::server::HealthService::from_health_reporter(health.reporter.clone());
+    let grpc = Routes::default()
+        .add_service(InventoryServer::new(inventory).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(PlacementsServer::new(placements).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(NodeAgentServer::new(agents).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+        // Common clients (grpcurl 1.8, grpcio) speak v1alpha only.
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .prepare()
+        .into_axum_router()
+        .layer(from_fn(deadline));
+    let edge = Edge { web: grpc.clone().layer(tonic_web::GrpcWebLayer::new()), json: Transcoder::new(grpc)? };
+    Ok(axum::Router::new().fallback(dispatch).with_state(edge))
+}
+
+async fn dispatch(State(edge): State<Edge>, request: Request<Body>) -> Response {
+    let kind = request.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
+    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return edge.web.oneshot(request).await.unwrap_or_else(|never| match never {});
+    }
+    if request.uri().path() == "/" && (request.method() == Method::GET || request.method() == Method::HEAD) {
+        return WELCOME.into_response();
+    }
+    edge.json.call(request).await
+}
+
+/// Ends a call whose answer does not begin in time. What it asked for may still happen, and the code says so.
+async fn deadline(request: Request<Body>, next: Next) -> Response {
+    let limit = asked_deadline(request.headers()).map_or(CALL_DEADLINE, |asked| asked.min(MAX_CALL_DEADLINE));
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Status::deadline_exceeded(format!(
+            "no answer within {} ms; it is not known whether the call took effect",
+            limit.as_millis()
+        ))
+        .into_http(),
+    }
+}
+
+/// The header `grpc-timeout`: up to 8 digits and a unit. One that is malformed counts as not given.
+fn asked_deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let unit_at = text.len().checked_sub(1)?;
+    let (digits, unit) = (text.get(..unit_at)?, text.get(unit_at..)?);
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            asked_deadline(&headers)
+        };
+        assert_eq!(read("1S"), Some(Duration::from_secs(1)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        for bad in ["", "S", "123456789S", "1s", "-1S", "+1S", "1", "1.5S", "1 S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+}
