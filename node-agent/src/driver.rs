@@ -1,9 +1,12 @@
 //! The port to a host: look, and take one step. Implementations: `sim`; Hyper-V and VFIO follow.
 
+pub mod sim;
+
 use async_trait::async_trait;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::step::Step;
 use berth_model::node::HostFacts;
+use berth_model::placement::{StepError, StepErrorClass};
 
 /// What went wrong on the host. Its effect is never concluded from the error: the host is looked at again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +23,17 @@ pub enum DriverError {
     /// What it names is not there.
     #[error("{0}")]
     NotThere(String),
+}
+
+impl From<DriverError> for StepError {
+    fn from(error: DriverError) -> Self {
+        let class = match &error {
+            DriverError::Failed(_) => StepErrorClass::Failed,
+            DriverError::TimedOut { .. } => StepErrorClass::TimedOut,
+            DriverError::NotThere(_) => StepErrorClass::NotThere,
+        };
+        Self { class, text: error.to_string() }
+    }
 }
 
 /// A host that can be looked at and worked on. Every call is bounded by the driver's own deadline.

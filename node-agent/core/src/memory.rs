@@ -18,19 +18,3 @@ pub struct Memory {
     /// device cannot be measured, and another card at a known address is an alarm, restart or not.
     pub known: BTreeMap<DeviceAddress, Survey>,
 }
-
-/// Its form on disk: JSON with ids as text. Read strictly: an unknown field or an illegal id is an error, not a guess.
-mod stored;
-
-impl serde::Serialize for Memory {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        stored::Memory::from(self).serialize(serializer)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Memory {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let stored = stored::Memory::deserialize(deserializer)?;
-        Self::try_from(stored).map_err(serde::de::Error::custom)
-    }
-}
