@@ -509,3 +509,6 @@ fn in_state(view: &HostView, address: &DeviceAddress, right: impl Fn(&GpuState) 
     let state = view.state(address);
     if right(&state) { Ok(()) } else { Err(wrong_state(address, &state)) }
 }
+
+#[cfg(test)]
+mod tests;
