@@ -52,9 +52,9 @@ impl Embedded {
     /// As [`Embedded::open`].
     pub fn open_with_history(dir: &Path, history: u64) -> Result<Self, OpenError> {
         let files = Arc::new(Files::open(dir)?);
-        let corrupt = |error: Error| OpenError::Corrupt { path: dir.to_owned(), what: error.to_string() };
-        let view = View::open(&files.database).map_err(corrupt)?;
-        let leader = view.get(crate::key::LEADER).map_err(corrupt)?.map(|item| item.created);
+        let failed = |error| open::unreadable(dir, error);
+        let view = View::open(&files.database).map_err(failed)?;
+        let leader = view.get(crate::key::LEADER).map_err(failed)?.map(|item| item.created);
         let (tip, follow) = watch::channel(Tip { revision: view.revision, leader, broken: false });
         let (queue, jobs) = mpsc::channel(QUEUE);
         let writer =

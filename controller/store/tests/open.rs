@@ -121,24 +121,38 @@ async fn numbers_that_do_not_agree_are_damage() {
     refused(
         dir.path(),
         expect![
-            "DIR/berth.redb is damaged (the store is damaged: its history has 40 rows from Some(1) to Some(40), it should go from 1 to 41): put it aside and restore a backup"
+            "DIR/berth.redb is damaged (its history has 40 rows from 1 to 40, it should go from 1 to 41): put it aside and restore a backup"
         ],
     );
     set(&dir, "revision", 40);
     tamper(&dir, |write| {
         write.open_table(LOG).expect("it is there").remove(20).expect("it is removed");
     });
-    refused(dir.path(), expect!["DIR/berth.redb is damaged (the store is damaged: its history has 39 rows from Some(1) to Some(40), it should go from 1 to 40): put it aside and restore a backup"]);
+    refused(
+        dir.path(),
+        expect![
+            "DIR/berth.redb is damaged (its history has 39 rows from 1 to 40, it should go from 1 to 40): put it aside and restore a backup"
+        ],
+    );
     set(&dir, "format", 0);
-    refused(dir.path(), expect!["DIR/berth.redb is damaged (format 0 never existed): put it aside and restore a backup"]);
+    refused(
+        dir.path(),
+        expect!["DIR/berth.redb is damaged (format 0 never existed): put it aside and restore a backup"],
+    );
     tamper(&dir, |write| {
         write.open_table(META).expect("it is there").remove("format").expect("it is removed");
     });
-    refused(dir.path(), expect!["DIR/berth.redb is damaged (the store is damaged: it does not say its format): put it aside and restore a backup"]);
+    refused(
+        dir.path(),
+        expect!["DIR/berth.redb is damaged (it does not say its format): put it aside and restore a backup"],
+    );
     tamper(&dir, |write| {
         assert!(write.delete_table(META).expect("it is removed"));
     });
-    refused(dir.path(), expect!["DIR/berth.redb is damaged (the store is damaged: Table 'meta' does not exist): put it aside and restore a backup"]);
+    refused(
+        dir.path(),
+        expect!["DIR/berth.redb is damaged (Table 'meta' does not exist): put it aside and restore a backup"],
+    );
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ pub async fn versions_count_writes_since_creation(subject: &dyn Subject) {
     let second = write(&store, vec![put("a", "1")]).await;
     let item = get(&store, "a").await.expect("it was written");
     assert_eq!((item.created, item.modified, item.version), (first, second, 2), "the same value again is a write, too");
+    write(&store, vec![put("a", "3"), put("other", "2")]).await;
+    assert_eq!(get(&store, "a").await.expect("it was written").version, 3);
     write(&store, vec![delete("a")]).await;
     let third = write(&store, vec![put("a", "1")]).await;
     let item = get(&store, "a").await.expect("it was written");

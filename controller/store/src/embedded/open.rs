@@ -85,8 +85,8 @@ impl Files {
         if !there {
             create(dir, &path)?;
         }
-        // redb answers damage with errors where it sees it coming; where it does not, it panics, and its debug builds
-        // do so on purpose. Neither may take the process down without a sentence that says what to do.
+        // redb answers damage with errors when it verifies everything, but says of itself that it may panic on what no
+        // version of it wrote. That, too, must end in a sentence that says what to do.
         let opened = catch_unwind(AssertUnwindSafe(|| open_whole(dir, &path)));
         let database = opened.unwrap_or_else(|_| Err(corrupt(&path, "reading it failed in an unexpected way")))?;
         Ok(Self { database, _lock: lock })
@@ -99,6 +99,15 @@ fn io_error(path: &Path, doing: &'static str, source: io::Error) -> OpenError {
 
 fn corrupt(path: &Path, what: impl Into<String>) -> OpenError {
     OpenError::Corrupt { path: path.to_owned(), what: what.into() }
+}
+
+pub(super) fn unreadable(path: &Path, error: Error) -> OpenError {
+    match error {
+        Error::Corrupt(what) => corrupt(path, what),
+        error @ (Error::Unavailable(_) | Error::Compacted { .. }) => {
+            io_error(path, "reading it", io::Error::other(error))
+        }
+    }
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -171,14 +180,14 @@ fn io_cause(error: redb::Error) -> io::Error {
 fn open_whole(dir: &Path, path: &Path) -> Result<Database, OpenError> {
     let opened = Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(path);
     let database = opened.map_err(|error| refused(dir, path, error))?;
-    let format = format_of(&database).map_err(|error| corrupt(path, error.to_string()))?;
+    let format = format_of(&database).map_err(|error| unreadable(path, error))?;
     if format > FORMAT {
         return Err(OpenError::Newer { path: path.to_owned(), found: format, known: FORMAT });
     }
     if format < 1 {
         return Err(corrupt(path, format!("format {format} never existed")));
     }
-    View::open(&database).and_then(|view| view.check()).map_err(|error| corrupt(path, error.to_string()))?;
+    View::open(&database).and_then(|view| view.check()).map_err(|error| unreadable(path, error))?;
     Ok(database)
 }
 

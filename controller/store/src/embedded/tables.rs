@@ -219,8 +219,11 @@ impl View {
         if whole {
             Ok(())
         } else {
+            let end = |end: Option<u64>| end.map_or_else(|| "nothing".to_owned(), |end| end.to_string());
             Err(Error::Corrupt(format!(
-                "its history has {rows} rows from {first:?} to {last:?}, it should go from {} to {}",
+                "its history has {rows} rows from {} to {}, it should go from {} to {}",
+                end(first),
+                end(last),
                 self.compacted.0 + 1,
                 self.revision
             )))
