@@ -5,6 +5,7 @@
 //!
 //! Owns what callers see of the world ([`view`]), pages, watches, and the bounds of a call.
 
+pub(crate) mod health;
 pub(crate) mod inventory;
 pub(crate) mod json;
 pub mod operations;
@@ -16,12 +17,12 @@ pub(crate) mod summary;
 pub(crate) mod view;
 pub(crate) mod watch;
 
-use crate::agents::Seen;
 use crate::leader::{CallError, Leader};
 use crate::replica::Replica;
-use berth_model::Timestamp;
 use berth_model::reason::{ErrorClass, Refusal};
+use berth_model::{NodeName, Timestamp};
 use berth_proto::status;
+use std::sync::Arc;
 use std::time::SystemTime;
 use tonic::Status;
 
@@ -31,6 +32,12 @@ pub const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Largest list we send, with room below the 4 MiB that most gRPC clients accept unless told otherwise.
 pub(crate) const MAX_ANSWER_BYTES: usize = 3 << 20;
 
+/// When agents were last heard of: kept in memory by whoever holds their sessions.
+pub trait LastSeen: Send + Sync + 'static {
+    /// When this node's agent was last heard of, if it was since the controller's start.
+    fn last_seen(&self, node: &NodeName) -> Option<Timestamp>;
+}
+
 /// What the API asks.
 #[derive(Clone)]
 pub struct Sources {
@@ -39,7 +46,7 @@ pub struct Sources {
     /// What is committed.
     pub replica: Replica,
     /// When agents were last heard of.
-    pub seen: Seen,
+    pub seen: Arc<dyn LastSeen>,
     /// What the last check of the invariants found.
     pub checked: operations::SharedCheck,
     /// Kind of store.

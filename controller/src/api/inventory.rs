@@ -71,7 +71,7 @@ impl Inventory for InventoryService {
             .nodes_after(after.as_ref())
             .filter(|node| cluster.is_none() || node.cluster() == cluster.as_ref())
             .filter(|node| ready.is_none_or(|ready| ready == node.not_ready().is_none()));
-        let seen = &self.sources.seen;
+        let seen = self.sources.seen.as_ref();
         let (nodes, next_page_token) = page.fill(nodes, |node| view::node(node, seen), |node| node.name.to_string());
         Ok(Response::new(v1::ListNodesResponse { nodes, next_page_token, revision: page.snapshot.revision }))
     }
@@ -79,7 +79,7 @@ impl Inventory for InventoryService {
     async fn get_node(&self, request: Request<v1::GetNodeRequest>) -> Result<Response<v1::Node>, Status> {
         let name = convert::read(|at| at.field("name").parse(&request.get_ref().name))?;
         let snapshot = self.sources.replica.now();
-        Ok(Response::new(view::node(known_node(&snapshot.world, &name)?, &self.sources.seen)))
+        Ok(Response::new(view::node(known_node(&snapshot.world, &name)?, self.sources.seen.as_ref())))
     }
 
     async fn list_gpus(&self, request: Request<v1::ListGpusRequest>) -> Result<Response<v1::ListGpusResponse>, Status> {

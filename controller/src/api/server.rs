@@ -1,5 +1,6 @@
 //! Everything that answers on the one port: gRPC, gRPC-Web, JSON, health and reflection.
 
+use super::health::HealthService;
 use super::inventory::InventoryService;
 use super::json::Transcoder;
 use super::operations::OperationsService;
@@ -13,7 +14,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, header::CONTENT_TYPE};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
-use berth_proto::v1;
 use berth_proto::v1::inventory_server::InventoryServer;
 use berth_proto::v1::node_agent_server::{NodeAgent, NodeAgentServer};
 use berth_proto::v1::operations_server::OperationsServer;
@@ -21,8 +21,7 @@ use berth_proto::v1::placements_server::PlacementsServer;
 use std::time::Duration;
 use tonic::Status;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::HealthServer;
 use tower::ServiceExt as _;
 
 pub use super::json::BrokenDescriptors;
@@ -43,37 +42,6 @@ It speaks gRPC (with reflection), gRPC-Web, and JSON over HTTP, for example:
   curl -d '{\"request\": {\"requestId\": \"r1\", \"name\": \"p1\", \"vm\": \"vm1\", \"gpus\": 1}}' \\
        http://HOST:PORT/berth.v1.Placements/Create
 ";
-
-/// What health checks are told, for the server as a whole and for each service. Not serving until told otherwise.
-#[derive(Clone, Debug)]
-pub struct Health {
-    reporter: HealthReporter,
-}
-
-impl Health {
-    /// A server that is not serving yet.
-    pub async fn new() -> Self {
-        let health = Self { reporter: HealthReporter::new() };
-        health.set_serving(false).await;
-        health
-    }
-
-    /// Whether calls are answered now: true while this controller leads.
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        // The empty name stands for the whole server.
-        let names = [
-            "",
-            v1::inventory_server::SERVICE_NAME,
-            v1::placements_server::SERVICE_NAME,
-            v1::operations_server::SERVICE_NAME,
-            v1::node_agent_server::SERVICE_NAME,
-        ];
-        for name in names {
-            self.reporter.set_service_status(name, status).await;
-        }
-    }
-}
 
 /// Why the router cannot be built. Only a broken build makes these.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +66,9 @@ struct Edge {
 ///
 /// # Errors
 /// [`RouterError`] when the build is broken.
-pub fn router<A: NodeAgent>(sources: Sources, agents: A, health: &Health) -> Result<axum::Router, RouterError> {
+pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router, RouterError> {
     let (summaries, watches) = (Summaries::default(), Watches::default());
+    let health = HealthService { replica: sources.replica.clone(), watches: watches.clone() };
     let inventory =
         InventoryService { sources: sources.clone(), summaries: summaries.clone(), watches: watches.clone() };
     let placements = PlacementsService { sources: sources.clone(), watches, planner: Planner::default() };
@@ -109,13 +78,12 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A, health: &Health) -> Res
             .register_encoded_file_descriptor_set(berth_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let health = tonic_health::server::HealthService::from_health_reporter(health.reporter.clone());
     let grpc = Routes::default()
         .add_service(InventoryServer::new(inventory).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(PlacementsServer::new(placements).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(NodeAgentServer::new(agents).max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+        .add_service(HealthServer::new(health))
         // Common clients (grpcurl 1.8, grpcio) speak v1alpha only.
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -1,6 +1,6 @@
 //! What callers see of the world: stored facts joined with what is observed right now.
 
-use crate::agents::Seen;
+use super::LastSeen;
 use berth_core::condition::conditions;
 use berth_core::world::{Gpu, Link, Node, World};
 use berth_model::pci::DeviceAddress;
@@ -26,7 +26,7 @@ pub(crate) fn placement(world: &World, placement: &Placement, now: Timestamp) ->
 }
 
 /// A node.
-pub(crate) fn node(node: &Node, seen: &Seen) -> v1::Node {
+pub(crate) fn node(node: &Node, seen: &dyn LastSeen) -> v1::Node {
     let (connected, since) = match node.link {
         Link::Connected { since } => (true, since),
         Link::Disconnected { since } => (false, since),
@@ -39,7 +39,7 @@ pub(crate) fn node(node: &Node, seen: &Seen) -> v1::Node {
         connected,
         ready: not_ready.is_none(),
         not_ready_reason: not_ready.map(|why| why.to_string()).unwrap_or_default(),
-        last_seen: seen.last(&node.name).map(convert::timestamp),
+        last_seen: seen.last_seen(&node.name).map(convert::timestamp),
         since: Some(convert::timestamp(since)),
         cordons: node.cordons.iter().map(Into::into).collect(),
         gpus: count(node.gpus.len()),
