@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail, ensure};
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,12 +101,20 @@ impl Ran {
 ///
 /// # Errors
 /// When it cannot be started, or does not end in time.
-pub fn run(mut command: Command) -> anyhow::Result<Ran> {
+pub fn run(command: Command) -> anyhow::Result<Ran> {
+    run_within(RUN, command)
+}
+
+/// Runs a command to its end, within this bound.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_within(limit: Duration, mut command: Command) -> anyhow::Result<Ran> {
     let line = shown(&command);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut process = Process::new(child.with_context(|| format!("cannot start {line}"))?, line.clone());
-    let Some(status) = process.ended_within(RUN)? else {
-        bail!("{line} did not end within {} s; it said:\n{}", RUN.as_secs(), process.log());
+    let Some(status) = process.ended_within(limit)? else {
+        bail!("{line} did not end within {} s; it said:\n{}", limit.as_secs(), process.log());
     };
     process.read_to_end();
     let said = process.said.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -369,14 +377,6 @@ fn endpoint_in(line: &str) -> Option<String> {
     let end = rest.char_indices().find(|(at, c)| *at > 7 && !c.is_ascii_digit() && !matches!(c, '.' | ':'));
     let endpoint = &rest[..end.map_or(rest.len(), |(at, _)| at)];
     Some(endpoint.trim_end_matches(['.', ':']).to_owned())
-}
-
-/// Runs another of this crate's programs, or a tool, for its output.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn output(mut command: Command) -> anyhow::Result<Output> {
-    command.output().with_context(|| format!("cannot start {}", shown(&command)))
 }
 
 /// Says that a test cannot run here, in a way that `cargo xtask test` counts. The harness shows the output of tests that
