@@ -3,6 +3,8 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default.
 
+pub mod sim_host;
+
 use crate::reconcile::Limits;
 use crate::session::Retry;
 use berth_agent_core::work::Pace;

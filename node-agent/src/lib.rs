@@ -8,6 +8,7 @@ pub mod config;
 pub mod driver;
 pub mod ledger;
 mod link;
+pub mod process;
 pub mod reconcile;
 pub mod session;
 #[cfg(test)]

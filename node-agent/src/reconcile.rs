@@ -12,7 +12,7 @@ use berth_agent_core::observed::HostView;
 use berth_agent_core::work::{Pace, Start, Todo, Work};
 use berth_model::desired::DesiredNode;
 use berth_model::node::HostFacts;
-use berth_model::placement::{Progress, StepError, StepErrorClass, StepKind, StepReport};
+use berth_model::placement::{Progress, StepError, StepKind, StepReport};
 use berth_model::{NodeName, PlacementUid, Timestamp};
 use berth_telemetry::{names, spans};
 use futures::future::{BoxFuture, OptionFuture};
@@ -300,7 +300,7 @@ impl Reconcile {
         let span = spans::step(&self.span(&uid), step.kind(), attempt);
         let act = async move {
             let begun = Instant::now();
-            let result = bounded(limit, driver.act(&step)).await.map_err(step_error);
+            let result = bounded(limit, driver.act(&step)).await.map_err(StepError::from);
             let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             match &result {
                 Ok(()) => tracing::info!({ names::DURATION_MS } = duration_ms, "{}", names::EVENT_STEP_ENDED),
@@ -319,15 +319,6 @@ impl Reconcile {
 async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
     let late = DriverError::TimedOut { limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) };
     timeout(limit, call).await.unwrap_or(Err(late))
-}
-
-fn step_error(error: DriverError) -> StepError {
-    let class = match &error {
-        DriverError::Failed(_) => StepErrorClass::Failed,
-        DriverError::TimedOut { .. } => StepErrorClass::TimedOut,
-        DriverError::NotThere(_) => StepErrorClass::NotThere,
-    };
-    StepError { class, text: error.to_string() }
 }
 
 /// Time that never steps back: the system's at the start, and a steady clock since.

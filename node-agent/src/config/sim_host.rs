@@ -1,0 +1,224 @@
+//! The file that describes a simulated host (TOML):
+//!
+//! ```toml
+//! system = "Azure Stack HCI 23H2 (simulated)"   # optional, as is everything up to the first table
+//! cluster = "cluster-a"
+//! cpu_cores = 64
+//! memory_gib = 512
+//!
+//! [[gpu]]
+//! model = "A2"
+//! address = "PCIROOT(20)#PCI(0300)#PCI(0000)"
+//! serial = "1324421071234"                      # optional
+//!
+//! [[vm]]
+//! id = "8fce3318-aa0f-4de3-8664-278533573cd2"
+//! name = "render-07"
+//! clustered = false                             # optional
+//! ```
+
+use crate::driver::sim::{GpuSpec, HostSpec, VmSpec};
+use berth_model::gpu::SerialNumber;
+use berth_model::id::ClusterName;
+use berth_model::inventory::{MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
+use berth_model::node::{HostFacts, Platform};
+use berth_model::pci::DeviceAddress;
+use berth_model::{ModelName, NodeName, VmId, VmName};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Why a host description cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("cannot read the description of the simulated host {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what it should be.
+    #[error("description of the simulated host {path}: {why}")]
+    Bad {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, one problem a line.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostFile {
+    #[serde(default = "default_system")]
+    system: String,
+    cluster: Option<String>,
+    #[serde(default = "default_cores")]
+    cpu_cores: u32,
+    #[serde(default = "default_memory")]
+    memory_gib: u32,
+    #[serde(default)]
+    gpu: Vec<GpuEntry>,
+    #[serde(default)]
+    vm: Vec<VmEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GpuEntry {
+    model: String,
+    address: String,
+    serial: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmEntry {
+    id: String,
+    name: String,
+    #[serde(default)]
+    clustered: bool,
+}
+
+fn default_system() -> String {
+    "simulated host".to_owned()
+}
+
+fn default_cores() -> u32 {
+    64
+}
+
+fn default_memory() -> u32 {
+    512
+}
+
+/// Reads the description of the host that `node` speaks for.
+///
+/// # Errors
+/// [`enum@Error`], naming every bad entry.
+pub fn read(path: &Path, node: &NodeName) -> Result<HostSpec, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    parse(&text, node).map_err(|why| Error::Bad { path: path.to_owned(), why })
+}
+
+fn parse(text: &str, node: &NodeName) -> Result<HostSpec, String> {
+    let HostFile { system, cluster, cpu_cores, memory_gib, gpu, vm } =
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let mut problems = Vec::new();
+    if gpu.len() > MAX_GPUS_PER_NODE {
+        problems.push(format!("gpu: {} entries, at most {MAX_GPUS_PER_NODE} are allowed", gpu.len()));
+    }
+    if vm.len() > MAX_VMS_PER_NODE {
+        problems.push(format!("vm: {} entries, at most {MAX_VMS_PER_NODE} are allowed", vm.len()));
+    }
+    let cluster = cluster.and_then(|text| parsed::<ClusterName>(&mut problems, "cluster", &text));
+    let mut addresses = BTreeSet::new();
+    let mut gpus = Vec::new();
+    for (at, entry) in gpu.into_iter().enumerate() {
+        let model = parsed::<ModelName>(&mut problems, &format!("gpu[{at}].model"), &entry.model);
+        let address = parsed::<DeviceAddress>(&mut problems, &format!("gpu[{at}].address"), &entry.address);
+        let serial = entry
+            .serial
+            .map(|text| SerialNumber::new(text).map_err(|error| problems.push(format!("gpu[{at}].serial: {error}"))));
+        if let Some(address) = &address
+            && !addresses.insert(address.clone())
+        {
+            problems.push(format!("gpu[{at}].address: {address} is listed twice"));
+        }
+        if let (Some(model), Some(address)) = (model, address) {
+            let gpu = GpuSpec::of(&model, address);
+            gpus.push(match serial {
+                Some(Ok(serial)) => gpu.with_serial(serial),
+                Some(Err(())) | None => gpu,
+            });
+        }
+    }
+    let mut ids = BTreeSet::new();
+    let mut vms = Vec::new();
+    for (at, VmEntry { id, name, clustered }) in vm.into_iter().enumerate() {
+        let id = parsed::<VmId>(&mut problems, &format!("vm[{at}].id"), &id);
+        let name = parsed::<VmName>(&mut problems, &format!("vm[{at}].name"), &name);
+        if let Some(id) = &id
+            && !ids.insert(id.clone())
+        {
+            problems.push(format!("vm[{at}].id: {id} is listed twice"));
+        }
+        if let (Some(id), Some(name)) = (id, name) {
+            vms.push(VmSpec { clustered, ..VmSpec::new(id, name) });
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems.join("\n"));
+    }
+    let facts = HostFacts {
+        platform: Platform::Simulated,
+        system,
+        cluster,
+        cpu_milli: u64::from(cpu_cores) * 1000,
+        memory_bytes: u64::from(memory_gib) << 30,
+        mmio_high_cap_bytes: None,
+    };
+    Ok(HostSpec { node: node.clone(), facts, gpus, vms })
+}
+
+fn parsed<T: FromStr>(problems: &mut Vec<String>, field: &str, text: &str) -> Option<T>
+where
+    T::Err: Display,
+{
+    text.parse().map_err(|error| problems.push(format!("{field}: {error}"))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn node() -> NodeName {
+        NodeName::new("n1").unwrap()
+    }
+
+    #[test]
+    fn the_example_in_this_files_head_is_right() {
+        let example: String = include_str!("sim_host.rs")
+            .lines()
+            .skip_while(|line| *line != "//! ```toml")
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .map(|line| format!("{}\n", line.trim_start_matches("//!")))
+            .collect();
+        let spec = parse(&example, &node()).unwrap();
+        assert_eq!((spec.gpus.len(), spec.vms.len(), spec.facts.cpu_milli), (1, 1, 64_000));
+        assert_eq!(spec.gpus[0].survey.fingerprint.serial, Some(SerialNumber::new("1324421071234").unwrap()));
+    }
+
+    #[test]
+    fn bad_entries_are_named() {
+        fn refuse(text: &str, why: Expect) {
+            why.assert_eq(&parse(text, &node()).unwrap_err());
+        }
+        refuse("gpus = 4\n", expect![[""]]);
+        refuse(
+            r#"
+                cluster = "-"
+                [[gpu]]
+                model = ""
+                address = "PCI(0)"
+                serial = ""
+                [[gpu]]
+                model = "A2"
+                address = "0000:41:00.0"
+                [[gpu]]
+                model = "A2"
+                address = "0000:41:00.0"
+                [[vm]]
+                id = "1"
+                name = ""
+            "#,
+            expect![[""]],
+        );
+    }
+}

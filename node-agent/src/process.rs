@@ -1,0 +1,52 @@
+//! The process `berth-agent`: one agent, from its settings until a signal ends it.
+
+use crate::config::{Driver, Settings, sim_host};
+use crate::driver::HostDriver;
+use crate::driver::sim::{Delays, Host, SimDriver};
+use anyhow::Context as _;
+use std::sync::{Arc, Mutex};
+
+/// Runs the agent that this process's flags, environment and file describe, until it is told to stop.
+///
+/// # Errors
+/// Why it does not start, or that a part of it was lost: the process must then end, to be started again.
+pub async fn run() -> anyhow::Result<()> {
+    let settings = Settings::load()?;
+    let driver = open(&settings)?;
+    if settings.check_only {
+        return Ok(());
+    }
+    let _until_the_end = berth_telemetry::init(&settings.log)?;
+    let mut agent = crate::start(settings.agent, driver).await?;
+    tokio::select! {
+        signal = told_to_stop() => {
+            signal.context("cannot wait for signals")?;
+            agent.stop().await;
+            Ok(())
+        }
+        error = agent.failed() => Err(error),
+    }
+}
+
+fn open(settings: &Settings) -> anyhow::Result<Arc<dyn HostDriver>> {
+    match &settings.driver {
+        Driver::Sim { host } => {
+            let spec = sim_host::read(host, &settings.agent.node)?;
+            Ok(Arc::new(SimDriver::new(Arc::new(Mutex::new(Host::new(spec))), Delays::default())))
+        }
+    }
+}
+
+#[cfg(unix)]
+async fn told_to_stop() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+async fn told_to_stop() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
