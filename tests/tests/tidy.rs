@@ -241,6 +241,20 @@ fn crates_depend_downward_only() {
 }
 
 #[test]
+fn brains_touch_nothing_outside() {
+    // What a brain must not name: files, sockets, processes, threads, clocks, randomness, async.
+    let words: Vec<String> = ["std::fs", "std::net", "std::process", "std::thread", "std::env", "SystemTime", "Instant", "tokio", "rand", "async"]
+        .map(str::to_owned)
+        .to_vec();
+    let brains: Vec<_> = files(&[".rs"])
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("controller/core/src/") || name.starts_with("node-agent/core/src/"))
+        .collect();
+    assert!(brains.len() > 10, "the brains are not where they were");
+    nothing_wrong(&lines_with(&brains, &words, "a brain does no I/O, reads no clock and draws no randomness"));
+}
+
+#[test]
 fn every_crate_obeys_the_same_lints() {
     let offenders: Vec<_> = manifests()
         .into_iter()
