@@ -154,3 +154,6 @@ impl Outbox for Seen {
 fn heard(cell: &AtomicU64) -> Timestamp {
     Timestamp::from_millis(cell.load(Ordering::Relaxed))
 }
+
+#[cfg(test)]
+mod tests;

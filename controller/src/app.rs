@@ -4,6 +4,7 @@
 
 use crate::agents::{Intervals, NodeAgentService, Seen};
 use crate::api::operations::{Checked, SharedCheck};
+use crate::api::server::RouterError;
 use crate::api::{self, Sources};
 use crate::config::{Config, Problem, StoreKind};
 use crate::leader::{self, Ended, Leader, Options, QUEUE, Service};
@@ -50,8 +51,8 @@ pub enum StartError {
     #[error(transparent)]
     Lead(#[from] Ended),
     /// The API cannot be put together.
-    #[error("the API cannot start: {0}")]
-    Api(String),
+    #[error(transparent)]
+    Api(#[from] RouterError),
 }
 
 /// A controller that runs.
@@ -107,7 +108,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         checked: Arc::clone(&checked),
         store: store.kind(),
     };
-    let router = api::server::router(sources, agents).map_err(|error| StartError::Api(error.to_string()))?;
+    let router = api::server::router(sources, agents)?;
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { service.run().await.context("the leader ended") });
@@ -148,7 +149,8 @@ async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationTo
             tracing::debug!({ names::ERROR } = %error, "a connection stays slow");
         }
     });
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await.context("the server ended")
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await.context("the server ended")
 }
 
 /// Recomputes, now and then, all that is kept up to date step by step. What differs is a fault of Berth.

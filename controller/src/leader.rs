@@ -131,3 +131,6 @@ impl Leader {
         self.calls.send(Call { input, from: From::Agent(session) }).await.map_err(|_| Gone)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
 //! The controller's shell: configuration, leadership, commits, sessions with agents, reads and the API, around the brain
 //! in `core/`.
 //!
-//! `app` is the only module that knows all others. Nothing here decides about placements: that is
+//! [`app`] is the only module that knows all others. Nothing here decides about placements: that is
 //! [`berth_core::decide`].
 
 pub mod agents;
 pub mod api;
+pub mod app;
 mod commit;
 pub mod config;
 pub mod leader;

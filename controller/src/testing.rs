@@ -60,7 +60,11 @@ impl Scripted {
     }
 
     fn there(&self) -> Result<(), Error> {
-        if self.away.load(std::sync::atomic::Ordering::SeqCst) { Err(Error::Unavailable("it is away".into())) } else { Ok(()) }
+        if self.away.load(std::sync::atomic::Ordering::SeqCst) {
+            Err(Error::Unavailable("it is away".into()))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -73,7 +77,13 @@ impl Store for Scripted {
         self.there()?;
         self.inner.get(key).await
     }
-    async fn range(&self, prefix: &str, after: Option<&str>, at: Option<Revision>, limit: usize) -> Result<Page, Error> {
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        at: Option<Revision>,
+        limit: usize,
+    ) -> Result<Page, Error> {
         self.there()?;
         self.inner.range(prefix, after, at, limit).await
     }

@@ -1,0 +1,286 @@
+//! The leader end to end on a store in memory: what is answered is durable, and what goes wrong loses and doubles nothing.
+
+use super::run::{Ended, Options, Service};
+use super::*;
+use crate::replica::Replica;
+use crate::testing::{Fault, Remembering, Scripted, create, eventually, hello, node, report, session, uid};
+use berth_core::decide::Limits;
+use berth_core::invariants;
+use berth_model::placement::{Phase, Progress, StepReport};
+use berth_store::{Precondition, Store, Transaction, Write, key};
+use futures::poll;
+use std::sync::atomic::Ordering;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+struct Fixture {
+    store: Arc<Scripted>,
+    leader: Leader,
+    replica: Replica,
+    outbox: Arc<Remembering>,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), Ended>>,
+}
+
+fn options() -> Options {
+    Options { limits: Limits::default(), commit_deadline: Duration::from_secs(20), candidate: "test".into() }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test is its own task group: it waits for the handle")]
+async fn lead(store: &Arc<Scripted>) -> Fixture {
+    let (leader, queue) = Leader::channel(64);
+    let outbox = Arc::new(Remembering::default());
+    let stop = CancellationToken::new();
+    let shared = Arc::clone(store) as Arc<dyn Store>;
+    let (replica, service) =
+        Service::open(shared, options(), queue, Arc::clone(&outbox) as Arc<dyn Outbox>, stop.clone()).await.unwrap();
+    let running = tokio::spawn(service.run());
+    Fixture { store: Arc::clone(store), leader, replica, outbox, stop, running }
+}
+
+impl Fixture {
+    /// A leader with one node of `gpus` GPUs and one VM for each of `placements`.
+    async fn with_node(gpus: usize, placements: &[&str]) -> Self {
+        let fixture = lead(&Scripted::new(100_000)).await;
+        fixture.connect(1, gpus, placements).await;
+        fixture
+    }
+
+    async fn connect(&self, number: u64, gpus: usize, placements: &[&str]) {
+        self.leader.feed(session(number), Input::Connected(Box::new(hello("n1")))).await.unwrap();
+        self.report(number, gpus, placements).await;
+        eventually("the node is ready", || self.is_ready()).await;
+    }
+
+    async fn report(&self, number: u64, gpus: usize, placements: &[&str]) {
+        let names: Vec<_> = placements.iter().map(|name| format!("vm-{name}")).collect();
+        let vms: Vec<_> = (1..).zip(names.iter().map(String::as_str)).collect();
+        let input = Input::Report { node: node("n1"), report: Box::new(report(gpus, &vms)) };
+        self.leader.feed(session(number), input).await.unwrap();
+    }
+
+    fn is_ready(&self) -> bool {
+        self.replica.now().world.node(&node("n1")).is_some_and(|node| node.not_ready().is_none())
+    }
+
+    fn phase(&self, name: &str) -> Option<Phase> {
+        self.replica.now().world.placement(&name.parse().unwrap()).map(|p| p.phase.clone())
+    }
+
+    async fn stop(self) -> Arc<Scripted> {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+        self.store
+    }
+
+    /// Starts again on what is stored, which checks every claim against its placement, and counts what it finds.
+    async fn restarted(self) -> Self {
+        let before = self.replica.now();
+        let store = self.stop().await;
+        let after = lead(&store).await;
+        let now = after.replica.now();
+        let all =
+            |world: &berth_core::world::World| world.placements().map(|p| Placement::clone(p)).collect::<Vec<_>>();
+        assert_eq!(all(&before.world), all(&now.world), "what was shown is what is stored");
+        assert_eq!(invariants::check(&now.world), []);
+        assert!(now.term > before.term);
+        after
+    }
+}
+
+#[tokio::test]
+async fn what_is_answered_is_durable_visible_and_sent() {
+    let fixture = Fixture::with_node(2, &["a"]).await;
+    let decided = fixture.leader.submit(create(1, "a")).await.unwrap();
+    let placement = decided.placement.unwrap();
+    assert!(matches!(placement.phase, Phase::Preparing { .. }), "its VM is there: {:?}", placement.phase);
+    assert!(fixture.replica.now().revision >= decided.revision);
+    assert_eq!(fixture.phase("a"), Some(placement.phase.clone()), "readers see what the caller was told");
+    let sent = fixture.outbox.last();
+    assert_eq!(sent[&node("n1")].placements.len(), 1);
+    assert_eq!(sent[&node("n1")].generation, placement.generation);
+
+    let generation = placement.generation;
+    let progress = Progress { generation, uid: uid(1), report: StepReport::Satisfied };
+    let input = Input::Progress { node: node("n1"), progress: Box::new(progress) };
+    fixture.leader.feed(session(1), input).await.unwrap();
+    eventually("it is active", || fixture.phase("a") == Some(Phase::Active)).await;
+    fixture.restarted().await.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_told_anything_before_it_is_durable() {
+    let fixture = lead(&Scripted::new(0)).await;
+    fixture.store.gate.add_permits(2);
+    fixture.leader.feed(session(1), Input::Connected(Box::new(hello("n1")))).await.unwrap();
+    eventually("the node is stored", || fixture.store.transactions() == 1).await;
+    eventually("its commit ended", || fixture.replica.now().world.node(&node("n1")).is_some()).await;
+    fixture.report(1, 2, &["a"]).await;
+    eventually("the node is ready", || fixture.is_ready()).await;
+    let sent_before = fixture.outbox.sent.lock().unwrap().len();
+
+    let mut first = Box::pin(fixture.leader.submit(create(1, "a")));
+    assert!(poll!(&mut first).is_pending());
+    // Rests on the first: its answer must wait for that.
+    let Input::Create { mut request, uid, caller, trace } = create(2, "a") else { unreachable!() };
+    request.request_id = "another".parse().unwrap();
+    let mut taken = Box::pin(fixture.leader.submit(Input::Create { request, uid, caller, trace }));
+    assert!(poll!(&mut taken).is_pending());
+    let queue = &fixture.leader.calls;
+    eventually("both are decided", || queue.capacity() == queue.max_capacity()).await;
+    eventually("the commit is under way", || fixture.store.transactions() == 3).await;
+    assert!(poll!(&mut first).is_pending() && poll!(&mut taken).is_pending());
+    assert_eq!(fixture.phase("a"), None, "readers see nothing of it");
+    assert_eq!(fixture.outbox.sent.lock().unwrap().len(), sent_before, "nor does the agent");
+
+    fixture.store.gate.add_permits(100_000);
+    first.await.unwrap();
+    assert!(matches!(taken.await, Err(CallError::Refused(Refusal::NameTaken(_)))));
+    eventually("the agent is told", || fixture.outbox.sent.lock().unwrap().len() > sent_before).await;
+    fixture.restarted().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_commit_changes_nothing_and_the_world_is_loaded_anew() {
+    for (fault, kept) in [(Fault::Before, false), (Fault::Lost, false), (Fault::After, true)] {
+        let fixture = Fixture::with_node(2, &["a", "b"]).await;
+        fixture.leader.submit(create(1, "a")).await.unwrap();
+        let (epoch, term) = (fixture.replica.now().epoch, fixture.replica.now().term);
+        fixture.store.fail(fault);
+        let error = fixture.leader.submit(create(2, "b")).await.unwrap_err();
+        match fault {
+            Fault::Before => assert!(matches!(error, CallError::Unavailable(_)), "{error}"),
+            Fault::After | Fault::Lost => assert!(matches!(error, CallError::Unknown(_)), "{error}"),
+        }
+        eventually("the world is loaded anew", || fixture.replica.now().epoch != epoch).await;
+        eventually("agents are asked", || fixture.outbox.looks.load(Ordering::SeqCst) == 1).await;
+        assert!(fixture.replica.now().term > term, "a lost commit cannot land any more");
+        assert_eq!(fixture.phase("b").is_some(), kept, "{fault:?}");
+        assert!(fixture.phase("a").is_some(), "{fault:?}");
+
+        // The session survives: its agent reports, and the very same call succeeds exactly once.
+        fixture.report(1, 2, &["a", "b"]).await;
+        eventually("the node is ready again", || fixture.is_ready()).await;
+        let again = fixture.leader.submit(create(3, "b")).await.unwrap().placement.unwrap();
+        assert_eq!(again.uid, uid(if kept { 2 } else { 3 }), "{fault:?}: the request id decides, not the attempt");
+        let world = &fixture.replica.now().world;
+        assert_eq!(world.placement_count(), 2);
+        assert_eq!(invariants::check(world), []);
+        fixture.restarted().await.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn after_a_reload_a_delta_means_nothing_until_a_full_report() {
+    let fixture = Fixture::with_node(2, &[]).await;
+    let epoch = fixture.replica.now().epoch;
+    fixture.store.fail(Fault::Before);
+    fixture.leader.submit(create(1, "a")).await.unwrap_err();
+    eventually("the world is loaded anew", || fixture.replica.now().epoch != epoch).await;
+    let mut delta = report(1, &[]);
+    delta.full = false;
+    let input = Input::Report { node: node("n1"), report: Box::new(delta) };
+    fixture.leader.feed(session(1), input).await.unwrap();
+    // Decided after the delta: the queue keeps its order.
+    let error = fixture.leader.submit(create(2, "a")).await.unwrap_err();
+    assert!(matches!(error, CallError::Refused(Refusal::NotPlaceable(_))), "{error}");
+    assert!(!fixture.is_ready());
+    fixture.report(1, 2, &[]).await;
+    eventually("the node is ready", || fixture.is_ready()).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn only_the_newest_session_speaks_for_a_node() {
+    let fixture = Fixture::with_node(2, &[]).await;
+    fixture.connect(5, 2, &[]).await;
+    fixture.leader.feed(session(1), Input::Disconnected(node("n1"))).await.unwrap();
+    fixture.report(1, 9, &[]).await;
+    fixture.leader.submit(create(1, "a")).await.unwrap();
+    let world = fixture.replica.now().world.clone();
+    assert_eq!(world.node(&node("n1")).unwrap().gpus.len(), 2, "the old session is not believed");
+    assert!(fixture.is_ready());
+    fixture.leader.feed(session(5), Input::Disconnected(node("n1"))).await.unwrap();
+    eventually("the node is disconnected", || !fixture.is_ready()).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn many_callers_at_once_share_transactions_and_none_is_lost() {
+    let names: Vec<_> = (0..40).map(|number| format!("p{number}")).collect();
+    let texts: Vec<_> = names.iter().map(String::as_str).collect();
+    let fixture = Fixture::with_node(40, &texts).await;
+    let before = fixture.store.transactions();
+    let calls = (1..).zip(&names).map(|(number, name)| fixture.leader.submit(create(number, name)));
+    for result in futures::future::join_all(calls).await {
+        result.unwrap();
+    }
+    let transactions = fixture.store.transactions() - before;
+    assert!(transactions < 40, "{transactions} transactions for 40 decisions");
+    assert_eq!(fixture.replica.now().world.placement_count(), 40);
+    fixture.restarted().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_comes_back_is_waited_for() {
+    let fixture = Fixture::with_node(1, &[]).await;
+    let epoch = fixture.replica.now().epoch;
+    fixture.store.away.store(true, Ordering::SeqCst);
+    fixture.store.fail(Fault::Before);
+    fixture.leader.submit(create(1, "a")).await.unwrap_err();
+    fixture.store.away.store(false, Ordering::SeqCst);
+    eventually("the world is loaded", || fixture.replica.now().epoch != epoch).await;
+    fixture.report(1, 1, &[]).await;
+    eventually("the node is ready", || fixture.is_ready()).await;
+    fixture.leader.submit(create(1, "a")).await.unwrap();
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_lost_the_leadership_ends_without_writing() {
+    let fixture = Fixture::with_node(1, &[]).await;
+    let other = lead(&fixture.store).await;
+    let ended = fixture.running.await.unwrap().unwrap_err();
+    assert!(matches!(ended, Ended::LostLeadership), "{ended}");
+    assert!(fixture.leader.submit(create(1, "a")).await.is_err());
+    assert_eq!(other.replica.now().world.placement_count(), 0);
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn claims_that_contradict_the_placements_are_named_and_nothing_starts() {
+    let fixture = Fixture::with_node(1, &[]).await;
+    fixture.leader.submit(create(1, "a")).await.unwrap();
+    let store = fixture.stop().await;
+    let claim = "berth/v1/claims/gpu/n1/PCIROOT(0)#PCI(0000)".to_owned();
+    let value = store.get(&claim).await.unwrap().unwrap().value;
+    let transaction = Transaction {
+        fence: None,
+        preconditions: vec![Precondition::Value { key: claim.clone(), value: value.clone() }],
+        writes: vec![
+            Write::Delete { key: claim.clone() },
+            Write::Put { key: key::request(&"stray".parse().unwrap()), value },
+        ],
+    };
+    store.commit(transaction).await.unwrap();
+    let (_leader, queue) = Leader::channel(1);
+    let opened =
+        Service::open(store, options(), queue, Arc::new(Remembering::default()), CancellationToken::new()).await;
+    let ended = opened.err().unwrap();
+    let text = format!("{:#}", anyhow::Error::new(ended));
+    assert!(text.contains("a person must look"), "{text}");
+    assert!(text.contains(&format!("owns {claim}, but there is no such claim")), "{text}");
+    assert!(text.contains("requests/stray belongs to a"), "{text}");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_told_at_once_and_a_stopped_leader_never_hangs() {
+    let (leader, queue) = Leader::channel(1);
+    let waiting = leader.submit(create(1, "a"));
+    let full = leader.submit(create(2, "b"));
+    let (waiting, full) = tokio::join!(tokio::time::timeout(Duration::from_millis(1), waiting), full,);
+    assert!(waiting.is_err(), "it waits for its answer");
+    assert!(matches!(full, Err(CallError::Overloaded)), "{full:?}");
+    drop(queue);
+    assert!(matches!(leader.submit(create(3, "c")).await, Err(CallError::Unavailable(_))));
+}
