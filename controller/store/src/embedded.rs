@@ -51,7 +51,10 @@ impl Embedded {
     /// # Errors
     /// As [`Embedded::open`].
     pub fn open_with_history(dir: &Path, history: u64) -> Result<Self, OpenError> {
-        let files = Arc::new(Files::open(dir)?);
+        Self::start(Arc::new(Files::open(dir)?), dir, history)
+    }
+
+    fn start(files: Arc<Files>, dir: &Path, history: u64) -> Result<Self, OpenError> {
         let failed = |error| open::unreadable(dir, error);
         let view = View::open(&files.database).map_err(failed)?;
         let leader = view.get(crate::key::LEADER).map_err(failed)?.map(|item| item.created);
@@ -163,3 +166,6 @@ impl Store for Embedded {
         Ok(follow::leadership(term, created, self.tip.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) database: Database,
-    _lock: File,
+    pub(super) _lock: File,
 }
 
 impl Files {
@@ -130,21 +130,8 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(io_error(&new, "removing what an earlier start left", source)),
     }
-    let fill = || -> Result<(), redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&new)?;
-        let write = database.begin_write()?;
-        write.open_table(KEYS)?;
-        write.open_table(LOG)?;
-        {
-            let mut meta = write.open_table(META)?;
-            meta.insert(META_FORMAT, FORMAT)?;
-            meta.insert(META_REVISION, 0)?;
-            meta.insert(META_COMPACTED, 0)?;
-        }
-        write.commit()?;
-        Ok(())
-    };
-    fill().map_err(|error| io_error(&new, "creating the store", io_cause(error)))?;
+    let made = Database::builder().set_cache_size(CACHE_BYTES).create(&new).map_err(redb::Error::from);
+    made.and_then(|database| fill(&database)).map_err(|error| io_error(&new, "creating the store", io_cause(error)))?;
     std::fs::rename(&new, path).map_err(|source| io_error(path, "naming the new store", source))?;
     sync_dir(dir)?;
     // The directory itself may be new, too.
@@ -152,6 +139,21 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
         Some(parent) => sync_dir(parent),
         None => Ok(()),
     }
+}
+
+/// Writes what an empty store consists of.
+pub(super) fn fill(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(KEYS)?;
+    write.open_table(LOG)?;
+    {
+        let mut meta = write.open_table(META)?;
+        meta.insert(META_FORMAT, FORMAT)?;
+        meta.insert(META_REVISION, 0)?;
+        meta.insert(META_COMPACTED, 0)?;
+    }
+    write.commit()?;
+    Ok(())
 }
 
 /// Makes names in a directory durable.

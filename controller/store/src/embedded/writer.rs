@@ -88,7 +88,13 @@ impl Writer {
                     let (Failure::Nothing(text) | Failure::Unknown(text)) = &failure;
                     tracing::error!(error = %text, "the store's disk failed, nothing more is committed: look at the disk, then start again");
                     self.tip.send_modify(|tip| tip.broken = true);
+                    // Closed before anybody hears of it: who comes now is refused, who waits was surely not written.
+                    self.queue.close();
                     group.into_iter().for_each(|job| fail(job, &failure));
+                    let untouched = Failure::Nothing(super::STOPPED.to_owned());
+                    while let Some(job) = self.queue.blocking_recv() {
+                        fail(job, &untouched);
+                    }
                     return;
                 }
             }
@@ -136,6 +142,15 @@ impl Writer {
             write.abort()?;
         }
         Ok(outcomes)
+    }
+}
+
+impl Drop for Writer {
+    /// A panic of the writer is as final as a failed disk: whoever leads must hear of it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tip.send_modify(|tip| tip.broken = true);
+        }
     }
 }
 
