@@ -1,0 +1,258 @@
+//! The connection to the controller: one channel, a deadline for every call, and retries only where repeating is safe.
+
+use crate::error::Error;
+use berth_proto::status::Problem;
+use berth_proto::v1::inventory_client::InventoryClient;
+use berth_proto::v1::operations_client::OperationsClient;
+use berth_proto::v1::placements_client::PlacementsClient;
+use std::error::Error as _;
+use std::fmt;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+/// Pauses between the attempts of one call: 3.1 s in all. A controller that takes over needs up to 5 s, but most
+/// blips are shorter, and someone who mistyped the endpoint is waiting. The deadline cuts it off earlier.
+const PAUSES_MS: [u64; 5] = [100, 200, 400, 800, 1600];
+/// Longest answer taken. A page of 1,000 GPUs is below 1 MiB; a plan of 10,000 requests may say why for each.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// How long a TCP connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How often a quiet stream is checked for being alive; without it a dead peer is noticed never.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// What one attempt of a call gives.
+pub type Answer<T> = Result<Response<T>, Status>;
+
+/// What to do when it is not known whether a call took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsure {
+    /// Repeating it with the same id is safe.
+    Repeat {
+        /// The id.
+        request_id: String,
+    },
+    /// Repeating it as it is is safe.
+    Again,
+    /// It must be read back.
+    ReadBack {
+        /// The placement.
+        name: String,
+    },
+}
+
+impl fmt::Display for Unsure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repeat { request_id } => {
+                write!(
+                    f,
+                    "Repeat the same command with --request-id {request_id}: if it did happen, you get the same placement."
+                )
+            }
+            Self::Again => write!(f, "Repeat the same command: doing it twice is no error."),
+            Self::ReadBack { name } => write!(f, "`berth get placements {name}` says whether it did."),
+        }
+    }
+}
+
+/// The controller, as callers see it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+    endpoint: String,
+    deadline: Duration,
+}
+
+impl Client {
+    /// Prepares a connection; it comes about with the first call.
+    ///
+    /// # Errors
+    /// When `endpoint` is no URL.
+    pub fn new(endpoint: &str, deadline: Duration) -> Result<Self, Error> {
+        let bad = |why: &dyn fmt::Display| {
+            Error::Usage(format!("--endpoint {endpoint:?}: {why}; write it like {}", crate::args::DEFAULT_ENDPOINT))
+        };
+        let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(|e| bad(&e))?;
+        if !matches!(parsed.uri().scheme_str(), Some("http" | "https")) {
+            return Err(bad(&"it must begin with http:// or https://"));
+        }
+        let channel = parsed
+            .connect_timeout(CONNECT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        Ok(Self { channel, endpoint: endpoint.to_owned(), deadline })
+    }
+
+    /// The service of what there is.
+    pub fn inventory(&self) -> InventoryClient<Channel> {
+        InventoryClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// The service of requests.
+    pub fn placements(&self) -> PlacementsClient<Channel> {
+        PlacementsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+            .max_encoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// The service of the controller itself.
+    pub fn operations(&self) -> OperationsClient<Channel> {
+        OperationsClient::new(self.channel.clone())
+    }
+
+    /// Where the controller is looked for.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Makes a call that changes nothing, again when nobody was there to answer.
+    ///
+    /// # Errors
+    /// The controller's refusal, or that it does not answer.
+    pub async fn read<M: Clone, T, F: Future<Output = Answer<T>> + Send>(
+        &self,
+        message: M,
+        call: impl Fn(Request<M>) -> F,
+    ) -> Result<T, Error> {
+        self.repeat(message, call).await.map_err(|failed| match failed {
+            Failed::Refused(status) => refused(&status),
+            Failed::Silent(why) => Error::Unreachable { endpoint: self.endpoint.clone(), why },
+        })
+    }
+
+    /// Makes a call that changes something and may be repeated as it is; `unsure` says how the user goes on when no
+    /// attempt was answered.
+    ///
+    /// # Errors
+    /// The controller's refusal, that it does not answer, or that nobody knows.
+    pub async fn write<M: Clone, T, F: Future<Output = Answer<T>> + Send>(
+        &self,
+        message: M,
+        unsure: Unsure,
+        call: impl Fn(Request<M>) -> F,
+    ) -> Result<T, Error> {
+        self.repeat(message, call).await.map_err(|failed| self.written(failed, unsure))
+    }
+
+    /// Makes a call that must not be repeated blindly.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub async fn write_once<M, T, F: Future<Output = Answer<T>> + Send>(
+        &self,
+        message: M,
+        unsure: Unsure,
+        call: impl Fn(Request<M>) -> F,
+    ) -> Result<T, Error> {
+        let attempt = call(request(message, self.deadline));
+        match tokio::time::timeout(self.deadline, attempt).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.written(Failed::of(&status), unsure)),
+            Err(_) => Err(self.written(Failed::Silent(too_late(self.deadline)), unsure)),
+        }
+    }
+
+    fn written(&self, failed: Failed, what: Unsure) -> Error {
+        match failed {
+            Failed::Refused(status) => refused(&status),
+            // Nothing was ever sent, so nothing can have happened.
+            Failed::Silent(why) if why.starts_with(NOT_CONNECTED) => {
+                Error::Unreachable { endpoint: self.endpoint.clone(), why }
+            }
+            Failed::Silent(why) => Error::Unsure { endpoint: self.endpoint.clone(), why, what },
+        }
+    }
+
+    async fn repeat<M: Clone, T, F: Future<Output = Answer<T>> + Send>(
+        &self,
+        message: M,
+        call: impl Fn(Request<M>) -> F,
+    ) -> Result<T, Failed> {
+        let end = tokio::time::Instant::now() + self.deadline;
+        let mut pauses = PAUSES_MS.into_iter();
+        // Whether an attempt may have reached a controller: then "cannot connect" later does not prove that nothing happened.
+        let mut sent = false;
+        loop {
+            let left = end.saturating_duration_since(tokio::time::Instant::now());
+            let why = match tokio::time::timeout(left, call(request(message.clone(), left))).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => match Failed::of(&status) {
+                    Failed::Refused(status) => return Err(Failed::Refused(status)),
+                    Failed::Silent(why) => why,
+                },
+                Err(_) => return Err(Failed::Silent(too_late(self.deadline))),
+            };
+            let connected = !why.starts_with(NOT_CONNECTED);
+            let why = if sent && !connected { format!("at first no answer, then {why}") } else { why };
+            sent |= connected;
+            let Some(pause) = pauses.next().map(Duration::from_millis) else { return Err(Failed::Silent(why)) };
+            if tokio::time::Instant::now() + pause >= end {
+                return Err(Failed::Silent(why));
+            }
+            tracing::debug!(why, ?pause, "trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+const NOT_CONNECTED: &str = "cannot connect";
+
+fn too_late(deadline: Duration) -> String {
+    format!("no answer within {}", humantime::format_duration(deadline))
+}
+
+fn request<M>(message: M, left: Duration) -> Request<M> {
+    let mut request = Request::new(message);
+    request.set_timeout(left);
+    request
+}
+
+/// How an attempt failed.
+enum Failed {
+    /// The controller said no.
+    Refused(Box<Status>),
+    /// It did not say anything, or that it cannot now.
+    Silent(String),
+}
+
+impl Failed {
+    fn of(status: &Status) -> Self {
+        match status.code() {
+            Code::Unavailable => Self::Silent(silence(status)),
+            // tonic reports a broken connection as Unknown, with the transport's error as its source.
+            Code::Unknown | Code::Cancelled | Code::Internal if status.source().is_some() => {
+                Self::Silent(silence(status))
+            }
+            Code::DeadlineExceeded => Self::Silent(status.message().to_owned()),
+            _ => Self::Refused(Box::new(status.clone())),
+        }
+    }
+}
+
+/// Why there was no answer: the innermost cause says it best.
+fn silence(status: &Status) -> String {
+    let Some(mut cause) = status.source() else { return status.message().to_owned() };
+    let mut connecting = false;
+    loop {
+        connecting |= cause.to_string().contains("connect");
+        match cause.source() {
+            Some(inner) => cause = inner,
+            None if connecting => return format!("{NOT_CONNECTED}: {cause}"),
+            None => return cause.to_string(),
+        }
+    }
+}
+
+fn refused(status: &Status) -> Error {
+    Error::Refused(Box::new(Problem::from_status(status)))
+}
+
+/// An error of a stream's item: the stream is opened again on silence, and given up on a refusal.
+pub fn broken(status: &Status, endpoint: &str) -> Error {
+    match Failed::of(status) {
+        Failed::Refused(status) => refused(&status),
+        Failed::Silent(why) => Error::Unreachable { endpoint: endpoint.to_owned(), why },
+    }
+}

@@ -1,0 +1,107 @@
+//! One GPU: what it is, and each of the six terms that make it available.
+
+use crate::client::Client;
+use crate::error::Error;
+use crate::output::{Good, Out, Style, ago, judged, short, size, table};
+use berth_proto::v1;
+use comfy_table::{Cell, Table};
+
+/// The terms of "available" by their names on the wire, with what each means.
+const TERMS: [(&str, &str); 6] = [
+    ("assignable", "surveyed assignable"),
+    ("healthy", "healthy"),
+    ("unclaimed", "not claimed by a placement"),
+    ("uncordoned", "its node is not cordoned"),
+    ("in_reach", "seen in the host or the pool"),
+    ("node_ready", "its node is connected and fresh"),
+];
+
+pub(super) async fn run(client: &Client, id: String, out: &mut Out<'_>) -> Result<(), Error> {
+    let gpu = client
+        .read(v1::GetGpuRequest { id }, |r| {
+            let mut api = client.inventory();
+            async move { api.get_gpu(r).await }
+        })
+        .await?;
+    out.table(facts(&gpu, out.style), "")?;
+    out.line(if gpu.available { "\nAvailable: yes" } else { "\nAvailable: no" })?;
+    out.table(terms(&gpu), "")
+}
+
+fn facts(gpu: &v1::Gpu, style: Style) -> Table {
+    let observed = gpu.observed.clone().unwrap_or_default();
+    let survey = observed.survey.clone().unwrap_or_default();
+    let fingerprint = survey.fingerprint.clone().unwrap_or_default();
+    let mmio = survey.mmio.unwrap_or_default();
+    let or = |text: String, none: &str| if text.is_empty() { none.to_owned() } else { text };
+    let seen = match gpu.observed_at {
+        Some(_) => format!("{}, {} ago", table::gpu_state(&observed), ago(gpu.observed_at.as_ref(), style)),
+        None => format!("{}, not reported since the controller started", table::gpu_state(&observed)),
+    };
+    let vm = if observed.vm_id.is_empty() { "none".to_owned() } else { observed.vm_id.clone() };
+    let findings: Vec<_> = survey.findings().map(|f| short(f.as_str_name(), "FINDING_")).collect();
+    let verdict = short(survey.verdict().as_str_name(), "VERDICT_");
+    let rows = [
+        ("GPU", gpu.id.clone()),
+        ("Model", survey.model.clone()),
+        ("Memory", or(size(survey.vram_bytes), "not known")),
+        ("PCI id", fingerprint.pci_id),
+        ("Serial", or(fingerprint.serial, "not readable")),
+        ("NUMA node", survey.numa_node.map_or_else(|| "not known".to_owned(), |n| n.to_string())),
+        (
+            "MMIO",
+            format!("{} below 4 GiB, {} above", or(size(mmio.low_bytes), "none"), or(size(mmio.high_bytes), "none")),
+        ),
+        ("Companions", or(survey.companions.join(", "), "none")),
+        ("Survey", if findings.is_empty() { verdict } else { format!("{verdict}: {}", findings.join(", ")) }),
+        ("Seen", seen),
+        ("In VM", vm),
+        ("Placement", or(gpu.placement.clone(), "none")),
+    ];
+    table::pairs(rows.map(|(label, text)| (label.to_owned(), Cell::new(text))))
+}
+
+fn terms(gpu: &v1::Gpu) -> Table {
+    let mut grid = table::with(&["", "TERM", "REASON"]);
+    for (name, meaning) in TERMS {
+        let against: Vec<_> = gpu.unavailable.iter().filter(|u| u.term == name).map(|u| u.text.clone()).collect();
+        let mark = if against.is_empty() { judged("✓", Good::Yes) } else { judged("✗", Good::No) };
+        grid.add_row([mark, Cell::new(meaning), Cell::new(against.join("; "))]);
+    }
+    // A newer controller may know a term that is not in the table; it must not look as if nothing spoke against it.
+    for other in gpu.unavailable.iter().filter(|u| TERMS.iter().all(|(name, _)| *name != u.term)) {
+        grid.add_row([judged("✗", Good::No), Cell::new(&other.term), Cell::new(&other.text)]);
+    }
+    grid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    #[test]
+    fn every_term_has_a_mark_and_those_against_it_a_reason() {
+        let gpu = v1::Gpu {
+            unavailable: vec![
+                v1::Unavailable {
+                    reason: "Claimed".into(),
+                    term: "unclaimed".into(),
+                    text: "claimed by placement p".into(),
+                },
+                v1::Unavailable { reason: "New".into(), term: "rested".into(), text: "it is tired".into() },
+            ],
+            ..Default::default()
+        };
+        expect![[r#"
+                TERM                              REASON
+            ✓   surveyed assignable
+            ✓   healthy
+            ✗   not claimed by a placement        claimed by placement p
+            ✓   its node is not cordoned
+            ✓   seen in the host or the pool
+            ✓   its node is connected and fresh
+            ✗   rested                            it is tired"#]]
+        .assert_eq(&table::render(&mut terms(&gpu), false));
+    }
+}

@@ -1,0 +1,175 @@
+//! Plays the provisioning system of `berth dev`: creates the VM of a hold on the node that was chosen, commits the
+//! placement, and deletes the VM when the placement is over.
+//!
+//! Works through the public API alone, as Terraform or a script would. Its VMs carry ids made of their placement's uid:
+//! so it knows them again after a restart, and never touches a VM it did not make.
+
+use super::Hosts;
+use super::host::DevHost;
+use crate::client::{Client, Unsure};
+use crate::error::Error;
+use berth_model::reason::ErrorClass;
+use berth_model::vm::VmSelector;
+use berth_model::{NodeName, VmId};
+use berth_node_agent::driver::sim::VmSpec;
+use berth_proto::v1;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long one call may take: longer than a controller's restart, shorter than any hold.
+pub(super) const DEADLINE: Duration = Duration::from_secs(15);
+/// Placements worked on at once: enough for commits to be grouped, few enough for one process.
+const AT_ONCE: usize = 64;
+/// Pause before watching begins again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Works until stopped. What fails is tried again when watching begins again; a hold nobody takes up expires.
+pub(super) async fn run(client: Client, hosts: Hosts, stop: CancellationToken) {
+    loop {
+        let ended = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = pass(&client, &hosts) => ended,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "provisioning was interrupted, beginning again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
+
+/// One stream's worth of work. First the stream, then the list: what ends in between is in one of them.
+async fn pass(client: &Client, hosts: &Hosts) -> Result<(), Error> {
+    let request = v1::WatchPlacementsRequest { after_revision: 0, name: String::new() };
+    let broken = |status: &tonic::Status| crate::client::broken(status, client.endpoint());
+    let mut stream = client.placements().watch(request).await.map_err(|status| broken(&status))?.into_inner();
+    for placement in crate::command::every_placement(client).await? {
+        handle(client.clone(), Arc::clone(hosts), placement).await;
+    }
+    let mut at_work = AtWork::default();
+    loop {
+        tokio::select! {
+            biased;
+            () = at_work.one(), if !at_work.jobs.is_empty() => {}
+            change = stream.message() => match change {
+                Ok(Some(v1::PlacementChange { placement: Some(placement), revision: _ })) => {
+                    if matters(&placement) {
+                        at_work.add(client, hosts, placement).await;
+                    }
+                }
+                Ok(Some(v1::PlacementChange { placement: None, revision: _ })) => {}
+                Ok(None) => return Ok(()),
+                Err(status) => return Err(broken(&status)),
+            }
+        }
+    }
+}
+
+fn over(placement: &v1::Placement) -> bool {
+    match placement.phase() {
+        v1::Phase::Released => true,
+        v1::Phase::Failed => placement.undone,
+        v1::Phase::Unspecified
+        | v1::Phase::Queued
+        | v1::Phase::Held
+        | v1::Phase::Preparing
+        | v1::Phase::Attaching
+        | v1::Phase::Starting
+        | v1::Phase::Verifying
+        | v1::Phase::Active
+        | v1::Phase::Releasing => false,
+    }
+}
+
+fn matters(placement: &v1::Placement) -> bool {
+    placement.phase() == v1::Phase::Held || over(placement)
+}
+
+/// Jobs under way, never two for one placement: its VM must not be deleted before it was created.
+#[derive(Default)]
+struct AtWork {
+    jobs: FuturesUnordered<BoxFuture<'static, String>>,
+    uids: BTreeSet<String>,
+}
+
+impl AtWork {
+    async fn one(&mut self) {
+        if let Some(uid) = self.jobs.next().await {
+            self.uids.remove(&uid);
+        }
+    }
+
+    async fn add(&mut self, client: &Client, hosts: &Hosts, placement: v1::Placement) {
+        while self.jobs.len() >= AT_ONCE || self.uids.contains(&placement.uid) {
+            self.one().await;
+        }
+        let uid = placement.uid.clone();
+        self.uids.insert(uid.clone());
+        let (client, hosts) = (client.clone(), Arc::clone(hosts));
+        self.jobs.push(Box::pin(async move {
+            handle(client, hosts, placement).await;
+            uid
+        }));
+    }
+}
+
+/// The id of the VM made for a placement.
+fn vm_id(uid: &str) -> Option<VmId> {
+    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("berth dev {uid}").as_bytes());
+    VmId::new(id.to_string()).ok()
+}
+
+async fn handle(client: Client, hosts: Hosts, placement: v1::Placement) {
+    let name = placement.request.as_ref().map(|r| r.name.clone()).unwrap_or_default();
+    let node = placement.assignment.as_ref().and_then(|a| a.node.parse::<NodeName>().ok());
+    let (Some(host), Some(id)) = (node.and_then(|node| hosts.get(&node)), vm_id(&placement.uid)) else { return };
+    let done = if over(&placement) {
+        remove(host, &id).await
+    } else if placement.phase() == v1::Phase::Held && placement.vm_id.is_empty() {
+        create(&client, host, &placement, id).await
+    } else {
+        Ok(())
+    };
+    if let Err(error) = done {
+        tracing::warn!(placement = name, %error, "provisioning failed");
+    }
+}
+
+async fn remove(host: &DevHost, id: &VmId) -> Result<(), Error> {
+    if host.has_vm(id) {
+        host.ensure_no_vm(id).await.map_err(|e| Error::Dev(e.to_string()))?;
+    }
+    Ok(())
+}
+
+async fn create(client: &Client, host: &DevHost, placement: &v1::Placement, id: VmId) -> Result<(), Error> {
+    let request = placement.request.clone().unwrap_or_default();
+    // A VM named by id exists already, or it could not have been placed.
+    let Ok(VmSelector::Name(vm)) = request.vm.parse() else { return Ok(()) };
+    host.ensure_vm(VmSpec::new(id.clone(), vm)).await.map_err(|e| Error::Dev(e.to_string()))?;
+    let commit = v1::CommitPlacementRequest { name: request.name.clone(), vm_id: id.to_string(), version: 0 };
+    let unsure = Unsure::ReadBack { name: request.name };
+    match client
+        .write_once(commit, unsure, |r| {
+            let mut api = client.placements();
+            async move { api.commit(r).await }
+        })
+        .await
+    {
+        Ok(_) => Ok(()),
+        // The agent saw the VM first, or the hold is over: both are told by the next change.
+        Err(Error::Refused(problem))
+            if matches!(problem.class, ErrorClass::FailedPrecondition | ErrorClass::NotFound) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
