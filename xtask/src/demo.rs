@@ -15,9 +15,11 @@ use std::time::Duration;
 /// The port that everything uses when nothing is said.
 const DEFAULT_PORT: u16 = 7600;
 /// The example fleet, from the repository's root.
-const FLEET: &str = "docs/fleets/hyperv.yaml";
+const FLEET: &str = "cli/fleets/hyperv.yaml";
 /// A debug build on a busy machine starts the few agents of the example within seconds.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Looks without another node appearing, a tenth of a second apart, until the fleet counts as complete.
+const QUIET_LOOKS: u32 = 5;
 /// Simulated hosts take seconds where real ones take minutes.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
@@ -96,18 +98,20 @@ impl Demo {
         Ok(demo)
     }
 
-    /// Waits until every node of the fleet is ready.
+    /// Waits until every node of the fleet is ready: as many as are known, and no more coming for a while.
     fn wait_for_nodes(&mut self) -> anyhow::Result<()> {
-        let nodes = nodes_in(&root().join(FLEET))?;
-        wait_until(&format!("{nodes} nodes ready"), START_LIMIT, || {
+        let mut last = (0, 0);
+        wait_until("the simulated nodes ready", START_LIMIT, || {
             if let Some(status) = self.server.ended()? {
                 bail!("berth dev ended with {status}:\n{}", tail(&self.log, 30).join("\n"));
             }
-            let Ok(output) = self.command(&["get", "nodes", "-o", "json"]).output() else { return Ok(false) };
-            let answer = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default();
-            let ready =
-                answer["nodes"].as_array().map_or(0, |all| all.iter().filter(|node| node["ready"] == true).count());
-            Ok(ready >= nodes)
+            let Ok(output) = self.command(&["status", "-o", "json"]).output() else { return Ok(false) };
+            let status = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default();
+            let count = |name: &str| status[name].as_u64().unwrap_or_default();
+            let (known, ready) = (count("nodes"), count("nodesReady"));
+            let looks = if known > 0 && ready == known && known == last.0 { last.1 + 1 } else { 0 };
+            last = (known, looks);
+            Ok(looks >= QUIET_LOOKS)
         })
     }
 
@@ -169,14 +173,6 @@ fn free_port() -> anyhow::Result<u16> {
         .or_else(|_| TcpListener::bind(("127.0.0.1", 0)))
         .context("no port of 127.0.0.1 is free")?;
     Ok(listener.local_addr().context("a listener without an address")?.port())
-}
-
-/// How many nodes a fleet file describes.
-fn nodes_in(fleet: &Path) -> anyhow::Result<usize> {
-    let text = fs::read_to_string(fleet).with_context(|| format!("cannot read {}", fleet.display()))?;
-    let nodes = text.lines().filter(|line| line.trim_start().starts_with("- name: ")).count();
-    ensure!(nodes > 0, "{} names no nodes", fleet.display());
-    Ok(nodes)
 }
 
 fn tail(file: &Path, lines: usize) -> Vec<String> {
