@@ -7,6 +7,8 @@
 use super::MAX_REQUEST_BYTES;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
+use berth_model::request::FieldError;
+use berth_proto::convert::Invalid;
 use berth_proto::status::Problem;
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures::StreamExt as _;
@@ -267,12 +269,20 @@ fn read(descriptor: MessageDescriptor, body: &[u8]) -> Result<DynamicMessage, Fa
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(DynamicMessage::new(descriptor));
     }
-    let name = descriptor.full_name().to_owned();
-    let wrong = |error: serde_json::Error| Status::invalid_argument(format!("the body is no JSON of {name}: {error}"));
     let mut json = serde_json::Deserializer::from_slice(body);
-    let message = DynamicMessage::deserialize(descriptor, &mut json).map_err(wrong)?;
-    json.end().map_err(wrong)?;
-    Ok(message)
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let read = DynamicMessage::deserialize(descriptor, tracked);
+    match read.and_then(|message| json.end().map(|()| message)) {
+        Ok(message) => Ok(message),
+        Err(error) => {
+            let path = track.path().to_string();
+            // What ended within a message is told by that message's path; the outermost has none.
+            let field = path.trim_end_matches(['.', '?']);
+            let field = if field.is_empty() { "body" } else { field };
+            Err(Status::from(Invalid(vec![FieldError::new(field, error)])).into())
+        }
+    }
 }
 
 /// Writes canonical JSON, one line.

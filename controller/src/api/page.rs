@@ -126,7 +126,7 @@ impl Token {
     }
 
     fn decode(text: &str) -> Option<Self> {
-        if text.len() > 2 * (HEAD_BYTES + MAX_KEY_BYTES) || text.len() % 2 != 0 {
+        if text.len() > 2 * (HEAD_BYTES + MAX_KEY_BYTES) || !text.len().is_multiple_of(2) {
             return None;
         }
         let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
