@@ -2,6 +2,7 @@
 //!
 //! Must never be a dependency of anything that ships.
 
+pub mod faults;
 pub mod http;
 pub mod process;
 pub mod replay;

@@ -44,7 +44,7 @@ pub fn berth() -> anyhow::Result<&'static Path> {
         let test = std::env::current_exe().context("cannot find out where this test is")?;
         let profile = test.ancestors().nth(2).context("this test is in no target directory")?.to_path_buf();
         let mut cargo = command("cargo");
-        cargo.current_dir(root()).args(["build", "--quiet", "--package", "berth", "--bin", "berth"]);
+        cargo.current_dir(root()).args(["build", "--quiet", "--workspace", "--bin", "berth"]);
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

@@ -243,9 +243,20 @@ fn crates_depend_downward_only() {
 #[test]
 fn brains_touch_nothing_outside() {
     // What a brain must not name: files, sockets, processes, threads, clocks, randomness, async.
-    let words: Vec<String> = ["std::fs", "std::net", "std::process", "std::thread", "std::env", "SystemTime", "Instant", "tokio", "rand", "async"]
-        .map(str::to_owned)
-        .to_vec();
+    let words: Vec<String> = [
+        "std::fs",
+        "std::net",
+        "std::process",
+        "std::thread",
+        "std::env",
+        "SystemTime",
+        "Instant",
+        "tokio",
+        "rand",
+        "async",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let brains: Vec<_> = files(&[".rs"])
         .into_iter()
         .filter(|(name, _)| name.starts_with("controller/core/src/") || name.starts_with("node-agent/core/src/"))

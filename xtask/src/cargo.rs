@@ -23,9 +23,9 @@ pub(crate) fn has(component: &str) -> bool {
     works("cargo", &[component, "--version"])
 }
 
-/// Builds the `berth` binary.
+/// Builds the `berth` binary, with the features that the tests are built with.
 pub(crate) fn build_berth() -> anyhow::Result<()> {
-    let status = stream(cargo(&["build", "--package", "berth", "--bin", "berth"]), |_| ())?;
+    let status = stream(cargo(&["build", "--workspace", "--bin", "berth"]), |_| ())?;
     if !status.success() {
         bail!("berth did not build");
     }

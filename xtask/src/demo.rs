@@ -18,8 +18,6 @@ const DEFAULT_PORT: u16 = 7600;
 const FLEET: &str = "cli/fleets/hyperv.yaml";
 /// A debug build on a busy machine starts the few agents of the example within seconds.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Looks without another node appearing, a tenth of a second apart, until the fleet counts as complete.
-const QUIET_LOOKS: u32 = 5;
 /// Simulated hosts take seconds where real ones take minutes.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
@@ -50,7 +48,7 @@ pub(crate) fn run(stay: Stay) -> anyhow::Result<()> {
     }
     if stay == Stay::UntilStopped {
         println!("\nThe fleet stays up at {}; its log is {}.", demo.endpoint, demo.log.display());
-        println!("Try `{} get nodes`, `… --help`, or `… release demo --wait`. Ctrl-C ends it.", demo.berth.display());
+        println!("`berth` is {}. Ctrl-C ends the fleet.", demo.berth.display());
         let status = demo.server.0.wait().context("cannot wait for berth dev")?;
         ensure!(status.success(), "berth dev ended with {status}; its log is {}", demo.log.display());
     }
@@ -98,41 +96,40 @@ impl Demo {
         Ok(demo)
     }
 
-    /// Waits until every node of the fleet is ready: as many as are known, and no more coming for a while.
+    /// Waits until it says where it is, which it does when every node is ready.
     fn wait_for_nodes(&mut self) -> anyhow::Result<()> {
-        let mut last = (0, 0);
-        wait_until("the simulated nodes ready", START_LIMIT, || {
+        wait_until("all simulated nodes ready", START_LIMIT, || {
             if let Some(status) = self.server.ended()? {
                 bail!("berth dev ended with {status}:\n{}", tail(&self.log, 30).join("\n"));
             }
-            let Ok(output) = self.command(&["status", "-o", "json"]).output() else { return Ok(false) };
-            let status = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default();
-            let count = |name: &str| status[name].as_u64().unwrap_or_default();
-            let (known, ready) = (count("nodes"), count("nodesReady"));
-            let looks = if known > 0 && ready == known && known == last.0 { last.1 + 1 } else { 0 };
-            last = (known, looks);
-            Ok(looks >= QUIET_LOOKS)
-        })
-    }
-
-    fn show(&mut self) -> anyhow::Result<()> {
-        self.type_in(&["get", "gpus"])?;
-        self.type_in(&["capacity"])?;
-        self.type_in(&["place", "demo", "--vm", "demo-vm", "--gpus", "1", "--model", "A16", "--wait"])?;
-        self.type_in(&["get", "placements"])?;
-        self.type_in(&["describe", "placement", "demo"])?;
-        ensure!(self.phase("demo")? == "PHASE_ACTIVE", "placement demo is not Active");
+            Ok(tail(&self.log, usize::MAX).iter().any(|line| line.contains(&self.endpoint)))
+        })?;
+        for line in tail(&self.log, usize::MAX) {
+            println!("{line}");
+        }
         Ok(())
     }
 
-    /// The phase of a placement as the API gives it.
-    fn phase(&self, name: &str) -> anyhow::Result<String> {
+    fn show(&mut self) -> anyhow::Result<()> {
+        self.type_in(&["get", "nodes"])?;
+        self.type_in(&["capacity"])?;
+        self.type_in(&["place", "demo", "--vm", "demo-vm", "--gpus", "2", "--model", "A16", "--wait"])?;
+        self.type_in(&["get", "placements"])?;
+        self.type_in(&["describe", "placement", "demo"])?;
+        let (phase, node) = self.placement("demo")?;
+        ensure!(phase == "PHASE_ACTIVE", "placement demo is not active: {phase}");
+        self.type_in(&["get", "gpus", "--node", &node])
+    }
+
+    /// Phase and node of a placement, as the API gives them.
+    fn placement(&self, name: &str) -> anyhow::Result<(String, String)> {
         let output = self.command(&["get", "placements", name, "-o", "json"]).output().context("cannot run berth")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let answer: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))?;
         // One by name is the placement itself; several are a list.
         let placement = answer["placements"].as_array().and_then(|all| all.first()).unwrap_or(&answer);
-        Ok(placement["phase"].as_str().unwrap_or_default().to_owned())
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        Ok((text(&placement["phase"]), text(&placement["assignment"]["node"])))
     }
 
     fn command(&self, args: &[&str]) -> Command {

@@ -1,0 +1,180 @@
+//! What must be true at every moment, and what at the end.
+
+use super::{Broken, Run};
+use berth_agent_core::step::Step;
+use berth_agent_core::work::Start;
+use berth_core::invariants;
+use berth_model::gpu::{GpuState, HostDriver};
+use berth_model::pci::DeviceAddress;
+use berth_model::placement::Phase;
+use berth_model::reason::Unavailable;
+use berth_model::vm::{VmDevice, VmSelector};
+
+impl Run {
+    /// After every event.
+    pub(super) fn check(&self) -> Result<(), Broken> {
+        if let Some(violation) = invariants::check(self.brain.world()).first() {
+            return Err(Broken(format!("an invariant of the controller is broken: {violation}")));
+        }
+        let view = self.host.look();
+        for address in view.gpus.keys().chain(view.companions.keys()) {
+            let holders: Vec<_> = view.holders(address).map(|vm| vm.vm.id.clone()).collect();
+            let ours = |vm| !self.accidents.by_hand.contains_key(&(vm, address.clone()));
+            if holders.len() > 1 && holders.iter().cloned().filter(|vm| ours(vm.clone())).count() > 1 {
+                return Err(Broken(format!("device {address} is in several VMs: {holders:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Before a step begins: its placement owns what it touches, and no other does.
+    pub(super) fn check_start(&self, start: &Start) -> Result<(), Broken> {
+        let world = self.brain.world();
+        let Some(placement) = world.placement_by_uid(&start.uid) else {
+            return Err(Broken(format!("a step of a placement nobody knows: {}", start.step)));
+        };
+        if let (Some(address), Some(node)) = (start.step.device(), world.node(&self.node)) {
+            let card = address.card();
+            let named = placement.assignment.iter().flat_map(|a| &a.gpus).any(|gpu| gpu.address.card() == card);
+            if !named {
+                return Err(Broken(format!("{} touches a card that is not {}'s", start.step, placement.name())));
+            }
+            let claims = node.gpus.iter().filter(|(at, _)| at.card() == card).filter_map(|(_, gpu)| gpu.claim.as_ref());
+            if let Some(other) = claims.into_iter().find(|claim| *claim != placement.name()) {
+                return Err(Broken(format!("{} of {} touches a card of {other}", start.step, placement.name())));
+            }
+        }
+        if let Some(vm) = start.step.vm() {
+            let owner = world.placement_by_vm(&VmSelector::Id(vm.clone()));
+            if let Some(other) = owner.filter(|owner| owner.uid != start.uid && owner.phase.holds_claims()) {
+                return Err(Broken(format!(
+                    "{} of {} touches the VM of {}",
+                    start.step,
+                    placement.name(),
+                    other.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether people changed something after the picture was taken that the agent decides from.
+    fn is_surprise(&self, at: Option<&berth_model::Timestamp>) -> bool {
+        at.is_some_and(|at| *at >= self.pictured)
+    }
+
+    /// When a step takes effect: it must be right for the host as it is, unless people changed that behind its back.
+    pub(super) fn check_act(&self, step: &Step) -> Result<(), Broken> {
+        let Some(address) = step.device() else { return Ok(()) };
+        let mut holders = self.host.holders(address);
+        let other = match step {
+            Step::Attach { vm, .. } => holders.find(|holder| *holder != vm),
+            Step::Mount { .. } | Step::Enable { .. } | Step::Disable { .. } | Step::Dismount { .. } => holders.next(),
+            // Taking it out of the placement's own VM hurts nobody.
+            Step::Detach { .. }
+            | Step::DetachStale { .. }
+            | Step::MakeStandalone { .. }
+            | Step::StopVm { .. }
+            | Step::ConfigureVm { .. }
+            | Step::StartVm { .. }
+            | Step::Verify { .. }
+            | Step::RestoreVm { .. } => None,
+        };
+        if let Some(vm) = other {
+            let given = self.accidents.by_hand.get(&(vm.clone(), address.clone()));
+            let moved = self.accidents.moved.iter().find(|(gpu, _)| gpu.card() == address.card()).map(|(_, at)| at);
+            if !self.is_surprise(given) && !self.is_surprise(moved) {
+                return Err(Broken(format!("{step}, although VM {vm} has the device")));
+            }
+        }
+        let slot = self.accidents.moved.iter().find(|(gpu, _)| gpu.card() == address.card());
+        if let Some((gpu, moved)) = slot {
+            let record_only = matches!(step, Step::Detach { .. });
+            if self.is_absent(gpu) && !record_only && !self.is_surprise(Some(moved)) {
+                return Err(Broken(format!("{step}, although the card there is not the one that was chosen")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What has not come to an end yet.
+    pub(super) fn unfinished(&self) -> Option<String> {
+        self.brain.world().placements().find_map(|p| match &p.phase {
+            Phase::Active | Phase::Released | Phase::Failed { undone: true, .. } => None,
+            phase @ (Phase::Requested
+            | Phase::Queued { .. }
+            | Phase::Held { .. }
+            | Phase::Preparing { .. }
+            | Phase::Attaching { .. }
+            | Phase::Starting { .. }
+            | Phase::Verifying { .. }
+            | Phase::Releasing { .. }
+            | Phase::Failed { undone: false, .. }) => {
+                let step = self.brain.world().live(p.name()).and_then(|live| live.step.clone());
+                Some(format!("placement {} is {phase:?}, at {step:?}", p.name()))
+            }
+        })
+    }
+
+    /// Which GPU the controller does not count as available, without a stated reason that is true.
+    pub(super) fn not_free(&self) -> Option<String> {
+        let node = self.brain.world().node(&self.node)?;
+        node.gpus.iter().find_map(|(address, gpu)| {
+            let reasons = node.unavailable(gpu);
+            let stated = |reason: &Unavailable| match reason {
+                Unavailable::Missing | Unavailable::Quarantined(_) => self.is_absent(address),
+                Unavailable::NotAssignable(_)
+                | Unavailable::NotMeasured
+                | Unavailable::NeedsHostReboot
+                | Unavailable::Claimed { .. }
+                | Unavailable::Cordoned { .. }
+                | Unavailable::InVm { .. }
+                | Unavailable::StaleRecord { .. }
+                | Unavailable::Unknown
+                | Unavailable::NodeDisconnected { .. }
+                | Unavailable::NodeNotFresh
+                | Unavailable::SurveyFailed { .. } => false,
+            };
+            let absent_unsaid = reasons.is_empty() && self.is_absent(address);
+            if absent_unsaid {
+                return Some(format!("GPU {address} counts as available although its card is not there"));
+            }
+            let unstated = reasons.iter().find(|reason| !stated(reason))?;
+            Some(format!("GPU {address} is not available: {unstated}"))
+        })
+    }
+
+    /// At the very end: the host as it is, not as anybody believes it to be.
+    pub(super) fn nothing_is_lost(&self) -> Result<(), Broken> {
+        let view = self.host.look();
+        for vm in view.vms.values() {
+            for device in &vm.vm.devices {
+                match device {
+                    VmDevice::At(address) => {
+                        return Err(Broken(format!("device {address} was left in VM {}", vm.vm.id)));
+                    }
+                    VmDevice::Stale => {
+                        return Err(Broken(format!("VM {} was left with a record of a device that is gone", vm.vm.id)));
+                    }
+                }
+            }
+        }
+        let known = self.nodes.values().flat_map(|node| &node.gpus);
+        for (address, survey) in known.filter(|(address, _)| !self.is_absent(address)) {
+            for function in std::iter::once(address).chain(&survey.companions) {
+                self.is_back(function, view.state(function))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_back(&self, function: &DeviceAddress, state: GpuState) -> Result<(), Broken> {
+        match state {
+            GpuState::Pooled
+            | GpuState::Host { driver: HostDriver::Bound | HostDriver::None | HostDriver::Disabled } => Ok(()),
+            GpuState::Attached { .. } | GpuState::Stale { .. } | GpuState::Missing | GpuState::Unknown => {
+                Err(Broken(format!("device {function} is lost: it is {state:?}")))
+            }
+        }
+    }
+}
