@@ -399,11 +399,35 @@ async fn json_does_what_grpc_does() {
 async fn bad_json_is_refused_with_its_place() {
     let edge = Edge::start().await;
     let create = "/berth.v1.Placements/Create";
-    edge.refuse(create, r#"{"request": {"gpu": 1}}"#, expect![[r#"400 invalid_argument "INVALID_FIELDS" request: unrecognized field name 'gpu' at line 1 column 18"#]]).await;
+    edge.refuse(
+        create,
+        r#"{"request": {"gpu": 1}}"#,
+        expect![[
+            r#"400 invalid_argument "INVALID_FIELDS" request: unrecognized field name 'gpu' at line 1 column 18"#
+        ]],
+    )
+    .await;
     edge.refuse(create, r#"{"request": {"gpus": -1}}"#, expect![[r#"400 invalid_argument "INVALID_FIELDS" request.gpus: out of range integral type conversion attempted at line 1 column 23"#]]).await;
-    edge.refuse(create, r#"{"request": {"gpus": 1"#, expect![[r#"400 invalid_argument "INVALID_FIELDS" request: EOF while parsing an object at line 1 column 22"#]]).await;
-    edge.refuse(create, "{} {}", expect![[r#"400 invalid_argument "INVALID_FIELDS" body: trailing characters at line 1 column 4"#]]).await;
-    edge.refuse(create, "[]", expect![[r#"400 invalid_argument "INVALID_FIELDS" body: invalid type: sequence, expected a map at line 1 column 0"#]]).await;
+    edge.refuse(
+        create,
+        r#"{"request": {"gpus": 1"#,
+        expect![[r#"400 invalid_argument "INVALID_FIELDS" request: EOF while parsing an object at line 1 column 22"#]],
+    )
+    .await;
+    edge.refuse(
+        create,
+        "{} {}",
+        expect![[r#"400 invalid_argument "INVALID_FIELDS" body: trailing characters at line 1 column 4"#]],
+    )
+    .await;
+    edge.refuse(
+        create,
+        "[]",
+        expect![[
+            r#"400 invalid_argument "INVALID_FIELDS" body: invalid type: sequence, expected a map at line 1 column 0"#
+        ]],
+    )
+    .await;
     edge.refuse(create, r#"{"request": {"name": "a b", "hold": "-1s"}}"#, expect![[r#"400 invalid_argument "INVALID_FIELDS" request.hold: is negative; request.request_id: request id is empty; request.name: placement name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit; request.vm: VM name is empty; request.gpus: 0 is not from 1 to 16"#]]).await;
     edge.refuse("/berth.v1.Placements/Make", "{}", expect![[r#"404 unimplemented "" berth.v1.Placements has no method "Make"; it has Create, Get, List, Watch, Commit, Release, Plan"#]]).await;
     edge.refuse("/berth.v2.Placements/Create", "{}", expect![[r#"404 unimplemented "" there is no service "berth.v2.Placements"; there are berth.v1.Inventory, berth.v1.Placements, berth.v1.NodeAgent, berth.v1.Operations"#]]).await;
