@@ -201,3 +201,73 @@ impl Running {
         self.tasks.shutdown().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::eventually;
+
+    fn embedded(dir: &std::path::Path) -> Config {
+        Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), data_dir: dir.to_owned(), ..Config::default() }
+    }
+
+    #[tokio::test]
+    async fn a_data_directory_serves_one_controller_at_a_time_and_can_be_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = start(embedded(dir.path())).await.unwrap();
+        let text = start(embedded(dir.path())).await.unwrap_err().to_string();
+        assert!(text.contains("in use by another process"), "{text}");
+        first.stop().await;
+        // The store is closed by the thread that wrote to it, a moment after the last handle is gone.
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let second = loop {
+            match start(embedded(dir.path())).await {
+                Ok(running) => break running,
+                Err(error) => assert!(std::time::Instant::now() < end, "{error}"),
+            }
+        };
+        second.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_or_not_allowed_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let memory = Config { store: StoreKind::Memory, ..Config::default() };
+        let error = start(Config { listen: address, ..memory.clone() }).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot listen on {address}"));
+        let open = SocketAddr::from(([0, 0, 0, 0], 0));
+        let error = start(Config { listen: open, ..memory }).await.unwrap_err();
+        assert!(error.to_string().contains("insecure = true"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_ends_the_controller() {
+        let config =
+            Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), store: StoreKind::Memory, ..Config::default() };
+        let mut running = start(config).await.unwrap();
+        // As if one of them had ended by itself.
+        running.tasks.spawn(async { Ok(()) });
+        assert!(running.failed().await.to_string().contains("ended by itself"));
+        running.tasks.spawn(async { Err(anyhow::anyhow!("no disk")) });
+        assert_eq!(running.failed().await.to_string(), "no disk");
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_invariants_are_recomputed_again_and_again() {
+        let (replica, _publisher) = Replica::new(berth_core::world::World::default(), 1, 1, Timestamp::from_millis(0));
+        let checked: SharedCheck = Arc::default();
+        let stop = CancellationToken::new();
+        let running = check(replica, Arc::clone(&checked), Duration::from_millis(1), stop.clone());
+        let watching = async {
+            eventually("a first check", || checked.load().at.is_some()).await;
+            let first = checked.load().at;
+            eventually("another check", || checked.load().at > first).await;
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(running, watching);
+        ended.unwrap();
+        assert!(checked.load().violations.is_empty());
+    }
+}

@@ -138,7 +138,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(std::time::Instant::now() < end, "after 20 s it still was not so: {what}");
-        tokio::task::yield_now().await;
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -121,7 +121,7 @@ impl NodeAgentService {
         let node = hello.node.clone();
         let id = opened.id;
         tracing::info!(agent_version = %hello.agent_version, "{}", names::EVENT_CONNECTED);
-        let mut session = Session { service: self, node: &node, opened, out, sequence: None, looks: 0, asked: false };
+        let mut session = Session { service: self, node: &node, opened, out, sequence: None, looks: 0, asked: None };
         let end = session.exchange(hello, inbound).await.err().unwrap_or(End::Closed);
         self.seen.close(&node, id);
         tracing::info!(reason = %end, "{}", names::EVENT_DISCONNECTED);
@@ -169,8 +169,8 @@ struct Session<'a> {
     sequence: Option<u64>,
     /// Requests to look again that were sent.
     looks: u64,
-    /// A full report was asked for because one was missing, and has not come yet.
-    asked: bool,
+    /// Since when a full report is awaited that was asked for.
+    asked: Option<Instant>,
 }
 
 impl Session<'_> {
@@ -182,6 +182,8 @@ impl Session<'_> {
         self.send(controller_message::Message::Welcome(welcome)).await?;
         self.feed(Input::Connected(Box::new(hello))).await?;
         let silence = self.service.silence();
+        // Two looks of a busy host, and the time that an agent may be silent anyway.
+        let patience = silence.saturating_add(observe.saturating_mul(2));
         let mut heard = Instant::now();
         loop {
             tokio::select! {
@@ -207,6 +209,10 @@ impl Session<'_> {
                     let text = format!("nothing was heard for {} ms, that is {MISSED} heartbeats", silence.as_millis());
                     return Err(Status::deadline_exceeded(text).into());
                 }
+                // A new session begins with everything: what asking does not bring about, connecting again does.
+                () = tokio::time::sleep_until(self.asked.unwrap_or(heard) + patience), if self.asked.is_some() => {
+                    return Err(Status::unavailable("no full report came although one was asked for; connect again").into());
+                }
                 () = self.out.closed() => return Err(End::Closed),
                 () = self.opened.end.cancelled() => return Err(taken_over().into()),
                 () = self.service.stop.cancelled() => return Err(stopping().into()),
@@ -218,7 +224,8 @@ impl Session<'_> {
         let Outgoing { desired, looks } = outgoing;
         if looks != self.looks {
             self.looks = looks;
-            self.send(controller_message::Message::Survey(v1::SurveyNow {})).await?;
+            self.asked = None;
+            self.ask_for_all().await?;
         }
         if let Some(desired) = desired {
             self.send(controller_message::Message::Desired(v1::DesiredNode::from(desired.as_ref()))).await?;
@@ -259,7 +266,7 @@ impl Session<'_> {
             return false;
         }
         if report.full && complete {
-            self.asked = false;
+            self.asked = None;
         }
         if self.sequence.is_some() || report.full {
             self.sequence = Some(report.sequence);
@@ -268,11 +275,11 @@ impl Session<'_> {
     }
 
     async fn ask_for_all(&mut self) -> Result<(), End> {
-        if self.asked {
+        if self.asked.is_some() {
             return Ok(());
         }
-        self.asked = true;
-        tracing::warn!("a report does not follow on the last one; the agent is asked for a full one");
+        self.asked = Some(Instant::now());
+        tracing::debug!("the agent is asked to tell everything anew");
         self.send(controller_message::Message::Survey(v1::SurveyNow {})).await
     }
 

@@ -14,9 +14,12 @@ use tonic::{Code, Status, Streaming};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn controller(heartbeat: Duration) -> Running {
-    let config =
-        Config { listen: "127.0.0.1:0".parse().unwrap(), store: StoreKind::Memory, heartbeat, ..Config::default() };
-    app::start(config).await.unwrap()
+    start(Config { heartbeat, ..Config::default() }).await
+}
+
+async fn start(config: Config) -> Running {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    app::start(Config { listen, store: StoreKind::Memory, ..config }).await.unwrap()
 }
 
 async fn channel(running: &Running) -> Channel {
@@ -224,6 +227,36 @@ async fn a_report_that_does_not_follow_is_asked_for_again() {
     let status = agent.end().await;
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("Hello came twice"), "{status:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_a_request_for_everything_must_connect_again() {
+    let running = start(Config {
+        heartbeat: Duration::from_millis(200),
+        observe: Duration::from_millis(100),
+        ..Config::default()
+    })
+    .await;
+    let mut agent = Agent::connect(&running, "n1").await;
+    let mut delta = report(1, &[]);
+    delta.full = false;
+    agent.say(agent_message::Message::Inventory(v1::InventoryReport::from(&delta))).await;
+    assert!(matches!(agent.hear().await, controller_message::Message::Survey(_)));
+    let mut beat = tokio::time::interval(Duration::from_millis(50));
+    let status = loop {
+        tokio::select! {
+            _ = beat.tick() => {
+                // The session may end while this is said.
+                let _late = agent.out.send(v1::AgentMessage {
+                    message: Some(agent_message::Message::Heartbeat(v1::Heartbeat {})),
+                }).await;
+            }
+            ended = agent.inbound.message() => break ended.unwrap_err(),
+        }
+    };
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("no full report came"), "{status:?}");
     running.stop().await;
 }
 

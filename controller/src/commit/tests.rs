@@ -45,7 +45,9 @@ fn node_change(name: &str, version: u64) -> Change {
     let changes = brain.decide(now, report).unwrap().changes;
     let put = changes.into_iter().find_map(|change| match change {
         Change::PutNode(stored) => Some(stored),
-        _ => None,
+        Change::PutPlacement(_) | Change::RemovePlacement { .. } | Change::Claim { .. } | Change::Unclaim { .. } => {
+            None
+        }
     });
     let mut stored = (*put.unwrap()).clone();
     stored.version = version;
@@ -185,7 +187,7 @@ async fn nothing_counts_as_durable_before_all_that_was_decided_earlier_is() {
     assert_eq!(pipeline.mark(), after_second, "without changes it waits for what is in flight already");
     store.fail(Fault::Before);
     store.gate.add_permits(2);
-    let mut results = vec![pipeline.next().await.unwrap(), pipeline.next().await.unwrap()];
+    let mut results = [pipeline.next().await.unwrap(), pipeline.next().await.unwrap()];
     results.sort_by_key(Result::is_ok);
     assert!(matches!(results[0], Err(CommitError::Unavailable(_))) && results[1].is_ok());
     assert_eq!(pipeline.durable_at(after_first), None);

@@ -30,8 +30,8 @@ const GROUPS: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// Between two ticks that are due at once, so that callers get their turn between the parts of long work.
 const TICK_AT_ONCE: Duration = Duration::from_millis(1);
-/// Attempts to load the world, one after the other without a single success: 25 seconds with their pauses. A store that is
-/// away longer is for the process supervisor, and for another replica, to deal with.
+/// Attempts to load the world, one after the other without a single success: 16 seconds of pauses. A store that is away
+/// longer is for the process supervisor, and for another replica, to deal with.
 const ATTEMPTS: u32 = 9;
 /// Pause after the first failed attempt; doubles with each.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -175,7 +175,14 @@ impl Service {
         loop {
             match self.turn().await? {
                 Turn::Stop => return Ok(()),
-                Turn::Reload(why) => self.reload(&why).await?,
+                Turn::Reload(why) => {
+                    let stop = self.stop.clone();
+                    tokio::select! {
+                        // Whoever still waits is told that nothing is known when this is dropped.
+                        () = stop.cancelled() => return Ok(()),
+                        loaded = self.reload(&why) => loaded?,
+                    }
+                }
             }
         }
     }
