@@ -58,7 +58,7 @@ pub enum Command {
     /// Show everything about one node, GPU or placement, and what happens next
     Describe(Describe),
     /// Ask for GPUs for a VM
-    Place(Place),
+    Place(Box<Place>),
     /// Say that the VM of a held placement exists now
     Commit(Commit),
     /// Take a placement's GPUs back

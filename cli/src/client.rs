@@ -219,14 +219,14 @@ enum Failed {
 
 impl Failed {
     fn of(status: &Status) -> Self {
-        match status.code() {
-            Code::Unavailable => Self::Silent(silence(status)),
-            // tonic reports a broken connection as Unknown, with the transport's error as its source.
-            Code::Unknown | Code::Cancelled | Code::Internal if status.source().is_some() => {
-                Self::Silent(silence(status))
-            }
-            Code::DeadlineExceeded => Self::Silent(status.message().to_owned()),
-            _ => Self::Refused(Box::new(status.clone())),
+        let code = status.code();
+        // Nobody could answer, or nobody knows: for the caller both mean that no answer came.
+        let silent = matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded);
+        // tonic reports some broken connections as Internal, with the transport's error as its source.
+        if silent || (code == Code::Internal && status.source().is_some()) {
+            Self::Silent(silence(status))
+        } else {
+            Self::Refused(Box::new(status.clone()))
         }
     }
 }

@@ -38,7 +38,7 @@ pub async fn run(cli: Cli, out: &mut Out<'_>) -> Result<(), Error> {
         Command::Dev(args) => dev::run(args, out).await,
         Command::Get(args) => get::run(&client()?, args, out).await,
         Command::Describe(args) => describe::run(&client()?, args, out).await,
-        Command::Place(args) => place::run(&client()?, args, out).await,
+        Command::Place(args) => place::run(&client()?, *args, out).await,
         Command::Commit(args) => commit::run(&client()?, args, out).await,
         Command::Release(args) => release::run(&client()?, args, out).await,
         Command::Plan(args) => plan::run(client, args, out).await,

@@ -32,7 +32,7 @@ const ASK: Duration = Duration::from_millis(50);
 /// Above this many nodes, agents look at their hosts as seldom as in production; below, often enough for a person who
 /// changes something and waits to see it.
 const SMALL: usize = 200;
-const LOOK_OFTEN: Duration = Duration::from_secs(5);
+const LOOK_OFTEN: Duration = Duration::from_secs(1);
 
 /// What to start.
 #[derive(Clone, Debug)]

@@ -15,20 +15,18 @@ pub mod progress;
 pub mod workloads;
 
 use args::Cli;
-use berth_model::Timestamp;
 use clap::Parser as _;
 use error::{Error, Exit};
-use output::{Out, Style};
+use output::{Out, Style, system_clock};
 use std::io::{IsTerminal as _, Write};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut stdout = std::io::stdout();
     let colour = !cli.global.no_color && stdout.is_terminal();
-    let style = Style { colour, now: Timestamp::from_system(SystemTime::now()) };
+    let style = Style { colour, clock: system_clock };
     let mut stderr = std::io::stderr();
     let exit = match runtime() {
         Ok(runtime) => {

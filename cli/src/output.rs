@@ -15,8 +15,20 @@ use std::time::Duration;
 pub struct Style {
     /// Colour: only on a terminal.
     pub colour: bool,
+    /// Reads the moment ages are counted to.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Style {
     /// The moment ages are counted to.
-    pub now: Timestamp,
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+/// The system's clock.
+pub fn system_clock() -> Timestamp {
+    Timestamp::from_system(std::time::SystemTime::now())
 }
 
 /// Where answers go.
@@ -111,7 +123,7 @@ pub fn size(bytes: u64) -> String {
 
 /// Cores out of thousandths.
 pub fn cores(milli: u64) -> String {
-    if milli % 1000 == 0 {
+    if milli.is_multiple_of(1000) {
         (milli / 1000).to_string()
     } else {
         format!("{}.{}", milli / 1000, format!("{:03}", milli % 1000).trim_end_matches('0'))
@@ -128,7 +140,7 @@ pub fn moment(at: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
 
 /// How long ago a wire timestamp is, as tables show it.
 pub fn ago(at: Option<&prost_types::Timestamp>, style: Style) -> String {
-    moment(at).map(|at| age(style.now.since(at))).unwrap_or_default()
+    moment(at).map(|at| age(style.now().since(at))).unwrap_or_default()
 }
 
 /// A wire enum's name as people read it: `GPU_STATE_ATTACHED` becomes `Attached`.

@@ -116,10 +116,9 @@ mod tests {
     use clap::Parser as _;
 
     fn parse(line: &str) -> v1::PlacementRequest {
-        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
-            Command::Place(args) => request(args),
-            other => panic!("{other:?}"),
-        }
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Place(args) = cli.command else { panic!("{:?}", cli.command) };
+        request(*args)
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub async fn run(client: impl Fn() -> Result<Client, Error>, args: Plan, out: &m
     let Plan { file, fleet, output } = args;
     let requests = workloads::read(&file)?;
     let answer = match fleet {
-        Some(fleet) => locally(&fleet::read(&fleet)?, &requests, out.style.now),
+        Some(fleet) => locally(&fleet::read(&fleet)?, &requests, out.style.now()),
         None => {
             let client = client()?;
             let wire = v1::PlanRequest { requests: requests.iter().map(Into::into).collect() };

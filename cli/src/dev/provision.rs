@@ -1,13 +1,14 @@
 //! Plays the provisioning system of `berth dev`: creates the VM of a hold on the node that was chosen, commits the
 //! placement, and deletes the VM when the placement is over.
 //!
-//! Works through the public API alone, as Terraform or a script would. Its VMs carry ids made of their placement's uid:
-//! so it knows them again after a restart, and never touches a VM it did not make.
+//! Works through the public API alone, as Terraform or a script would. Its VMs carry ids made of node and name: so it
+//! knows them again after a restart, and never touches a VM it did not make. Levels, not edges: a placement that is held
+//! or being prepared needs its VM, one that is over does not.
 
 use super::Hosts;
-use super::host::DevHost;
 use crate::client::{Client, Unsure};
 use crate::error::Error;
+use berth_model::id::VmName;
 use berth_model::reason::ErrorClass;
 use berth_model::vm::VmSelector;
 use berth_model::{NodeName, VmId};
@@ -50,7 +51,9 @@ async fn pass(client: &Client, hosts: &Hosts) -> Result<(), Error> {
     let request = v1::WatchPlacementsRequest { after_revision: 0, name: String::new() };
     let broken = |status: &tonic::Status| crate::client::broken(status, client.endpoint());
     let mut stream = client.placements().watch(request).await.map_err(|status| broken(&status))?.into_inner();
-    for placement in crate::command::every_placement(client).await? {
+    let (ended, live): (Vec<_>, Vec<_>) = crate::command::every_placement(client).await?.into_iter().partition(over);
+    // A name may have been used again: what is over goes first, so that nothing live loses its VM.
+    for placement in ended.into_iter().chain(live) {
         handle(client.clone(), Arc::clone(hosts), placement).await;
     }
     let mut at_work = AtWork::default();
@@ -89,80 +92,81 @@ fn over(placement: &v1::Placement) -> bool {
 }
 
 fn matters(placement: &v1::Placement) -> bool {
-    placement.phase() == v1::Phase::Held || over(placement)
+    matches!(placement.phase(), v1::Phase::Held | v1::Phase::Preparing) || over(placement)
 }
 
-/// Jobs under way, never two for one placement: its VM must not be deleted before it was created.
+/// Jobs under way, never two for one VM name: changes to a VM happen in the order of what asks for them.
 #[derive(Default)]
 struct AtWork {
     jobs: FuturesUnordered<BoxFuture<'static, String>>,
-    uids: BTreeSet<String>,
+    names: BTreeSet<String>,
 }
 
 impl AtWork {
     async fn one(&mut self) {
-        if let Some(uid) = self.jobs.next().await {
-            self.uids.remove(&uid);
+        if let Some(name) = self.jobs.next().await {
+            self.names.remove(&name);
         }
     }
 
     async fn add(&mut self, client: &Client, hosts: &Hosts, placement: v1::Placement) {
-        while self.jobs.len() >= AT_ONCE || self.uids.contains(&placement.uid) {
+        let name = placement.request.as_ref().map(|r| r.vm.to_lowercase()).unwrap_or_default();
+        while self.jobs.len() >= AT_ONCE || self.names.contains(&name) {
             self.one().await;
         }
-        let uid = placement.uid.clone();
-        self.uids.insert(uid.clone());
+        self.names.insert(name.clone());
         let (client, hosts) = (client.clone(), Arc::clone(hosts));
         self.jobs.push(Box::pin(async move {
             handle(client, hosts, placement).await;
-            uid
+            name
         }));
     }
 }
 
-/// The id of the VM made for a placement.
-fn vm_id(uid: &str) -> Option<VmId> {
-    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("berth dev {uid}").as_bytes());
-    VmId::new(id.to_string()).ok()
+/// The id of the VM made on a node under a name; names of VMs differ by more than case.
+fn vm_id(node: &NodeName, vm: &VmName) -> Option<VmId> {
+    let text = format!("berth dev {node}/{}", vm.as_str().to_lowercase());
+    VmId::new(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes()).to_string()).ok()
 }
 
 async fn handle(client: Client, hosts: Hosts, placement: v1::Placement) {
-    let name = placement.request.as_ref().map(|r| r.name.clone()).unwrap_or_default();
+    let request = placement.request.clone().unwrap_or_default();
     let node = placement.assignment.as_ref().and_then(|a| a.node.parse::<NodeName>().ok());
-    let (Some(host), Some(id)) = (node.and_then(|node| hosts.get(&node)), vm_id(&placement.uid)) else { return };
+    // A VM named by id exists already, or it could not have been placed.
+    let Ok(VmSelector::Name(vm)) = request.vm.parse() else { return };
+    let Some(node) = node else { return };
+    let (Some(host), Some(id)) = (hosts.get(&node), vm_id(&node, &vm)) else { return };
+    let ours = placement.vm_id == id.as_str();
     let done = if over(&placement) {
-        remove(host, &id).await
+        if host.has_vm(&id) { host.ensure_no_vm(&id).await.map_err(lost) } else { Ok(()) }
     } else if placement.phase() == v1::Phase::Held && placement.vm_id.is_empty() {
-        create(&client, host, &placement, id).await
+        match host.ensure_vm(VmSpec::new(id.clone(), vm)).await {
+            Ok(()) => commit(&client, &request.name, &id).await,
+            Err(e) => Err(lost(e)),
+        }
+    } else if matches!(placement.phase(), v1::Phase::Held | v1::Phase::Preparing) && ours && !host.has_vm(&id) {
+        // Its name was used before, and the agent has not seen yet that this VM went with that placement.
+        host.ensure_vm(VmSpec::new(id, vm)).await.map_err(lost)
     } else {
         Ok(())
     };
     if let Err(error) = done {
-        tracing::warn!(placement = name, %error, "provisioning failed");
+        tracing::warn!(placement = request.name, %error, "provisioning failed");
     }
 }
 
-async fn remove(host: &DevHost, id: &VmId) -> Result<(), Error> {
-    if host.has_vm(id) {
-        host.ensure_no_vm(id).await.map_err(|e| Error::Dev(e.to_string()))?;
-    }
-    Ok(())
+fn lost(error: std::io::Error) -> Error {
+    Error::Dev(format!("a simulated host cannot be written down: {error}"))
 }
 
-async fn create(client: &Client, host: &DevHost, placement: &v1::Placement, id: VmId) -> Result<(), Error> {
-    let request = placement.request.clone().unwrap_or_default();
-    // A VM named by id exists already, or it could not have been placed.
-    let Ok(VmSelector::Name(vm)) = request.vm.parse() else { return Ok(()) };
-    host.ensure_vm(VmSpec::new(id.clone(), vm)).await.map_err(|e| Error::Dev(e.to_string()))?;
-    let commit = v1::CommitPlacementRequest { name: request.name.clone(), vm_id: id.to_string(), version: 0 };
-    let unsure = Unsure::ReadBack { name: request.name };
-    match client
-        .write_once(commit, unsure, |r| {
-            let mut api = client.placements();
-            async move { api.commit(r).await }
-        })
-        .await
-    {
+async fn commit(client: &Client, name: &str, id: &VmId) -> Result<(), Error> {
+    let commit = v1::CommitPlacementRequest { name: name.to_owned(), vm_id: id.to_string(), version: 0 };
+    let unsure = Unsure::ReadBack { name: name.to_owned() };
+    let call = |r| {
+        let mut api = client.placements();
+        async move { api.commit(r).await }
+    };
+    match client.write_once(commit, unsure, call).await {
         Ok(_) => Ok(()),
         // The agent saw the VM first, or the hold is over: both are told by the next change.
         Err(Error::Refused(problem))

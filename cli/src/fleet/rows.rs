@@ -49,11 +49,10 @@ pub(super) fn parse(text: &str) -> Found {
             }
             Err(e) => {
                 let line = e.position().map(|at| line(text, at));
-                let text = match e.kind() {
-                    csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                        format!("{len} columns instead of {expected_len}")
-                    }
-                    _ => e.to_string(),
+                let text = if let csv::ErrorKind::UnequalLengths { expected_len, len, .. } = e.kind() {
+                    format!("{len} columns instead of {expected_len}")
+                } else {
+                    e.to_string()
                 };
                 found.problem(line, "", text);
             }
@@ -71,9 +70,10 @@ fn line(text: &str, at: &csv::Position) -> u64 {
 
 /// The column that could not be read, and why.
 fn column_of(error: &csv::Error, headers: &csv::StringRecord, record: &csv::StringRecord) -> (String, String) {
-    let column = match error.kind() {
-        csv::ErrorKind::Deserialize { err, .. } => err.field().and_then(|at| usize::try_from(at).ok()),
-        _ => None,
+    let column = if let csv::ErrorKind::Deserialize { err, .. } = error.kind() {
+        err.field().and_then(|at| usize::try_from(at).ok())
+    } else {
+        None
     };
     match column.and_then(|at| headers.get(at).zip(record.get(at))) {
         Some((name, value)) => (name.to_owned(), format!("{value:?} is no whole number in its range")),

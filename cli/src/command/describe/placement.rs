@@ -89,10 +89,10 @@ fn said(error: &v1::StepError) -> String {
 /// How long the phase may go on.
 fn left(placement: &v1::Placement, style: Style) -> Option<String> {
     let deadline = moment(placement.deadline.as_ref())?;
-    Some(if deadline > style.now {
-        format!("{} left", age(deadline.since(style.now)))
+    Some(if deadline > style.now() {
+        format!("{} left", age(deadline.since(style.now())))
     } else {
-        format!("over by {}", age(style.now.since(deadline)))
+        format!("over by {}", age(style.now().since(deadline)))
     })
 }
 
@@ -187,7 +187,7 @@ pub(in crate::command) fn next(placement: &v1::Placement, style: Style) -> Strin
     let request = placement.request.clone().unwrap_or_default();
     let (name, vm) = (request.name, request.vm);
     let node = placement.assignment.as_ref().map(|a| a.node.clone()).unwrap_or_default();
-    let left = moment(placement.deadline.as_ref()).map(|at| age(at.since(style.now))).unwrap_or_default();
+    let left = moment(placement.deadline.as_ref()).map(|at| age(at.since(style.now()))).unwrap_or_default();
     if placement.conditions.iter().any(|c| c.r#type == "NodeLost") {
         return format!(
             "Nothing, until {node} is back: a placement keeps its GPUs while its node cannot be heard. Look at the agent on {node}."
