@@ -10,6 +10,7 @@ pub mod app;
 mod commit;
 pub mod config;
 pub mod leader;
+pub mod process;
 pub mod replica;
 #[cfg(test)]
 mod testing;
