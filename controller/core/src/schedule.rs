@@ -10,7 +10,7 @@ pub mod capacity;
 mod explain;
 mod filter;
 mod pick;
-pub mod score;
+mod score;
 mod search;
 
 use crate::world::World;

@@ -272,7 +272,7 @@ fn room_for(node: &Node, ask: &Ask<'_>) -> Option<u32> {
     let (model, _) = best_model(ask, node)?;
     let available: Vec<&Gpu> =
         node.gpus.values().filter(|g| g.model() == model && ask.takes(g) && node.is_available(g)).collect();
-    crate::world::index::room(node, &available).map(|room| room.per_vm).filter(|gpus| *gpus > 0)
+    Some(crate::world::index::room(node, &available).per_vm).filter(|gpus| *gpus > 0)
 }
 
 /// What cures a reason that concerns the node as a whole.

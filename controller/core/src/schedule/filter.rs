@@ -72,25 +72,28 @@ pub(super) fn models<'a>(ask: &Ask<'_>, node: &'a Node) -> Result<BTreeMap<&'a M
     Ok(has)
 }
 
-/// Rules 8 to 12 for one model of a node that can be meant.
-pub(super) fn fit<'a>(
-    world: &World,
-    ask: &Ask<'_>,
+/// GPUs of one node and model that pass all rules.
+pub(super) struct Fit<'a> {
     node: &'a Node,
-    model: &ModelName,
-) -> Result<Choice<'a>, Rejection> {
+    model: &'a ModelName,
+    /// Everything available of the model, whatever the request takes of it: so does the index see the node.
+    available: Vec<&'a Gpu>,
+    gpus: Vec<&'a Gpu>,
+}
+
+/// Rules 8 to 12 for one model of a node that can be meant.
+pub(super) fn fit<'a>(ask: &Ask<'_>, node: &'a Node, model: &'a ModelName) -> Result<Fit<'a>, Rejection> {
     let request = ask.request;
-    let available: Vec<&Gpu> =
-        node.gpus.values().filter(|gpu| gpu.model() == model && node.is_available(gpu)).collect();
+    let mut available: Vec<&Gpu> = Vec::with_capacity(node.gpus.len());
+    available.extend(node.gpus.values().filter(|gpu| gpu.model() == model && node.is_available(gpu)));
     let taken: Vec<&Gpu> = available.iter().copied().filter(|gpu| ask.takes(gpu)).collect();
-    let not_enough = |available: usize| Rejection::NotEnoughFree {
-        model: model.clone(),
-        available: u32::try_from(available).unwrap_or(u32::MAX),
-        // Told only where it is shown: see `explain`.
-        blocked: Vec::new(),
-    };
     if taken.len() < request.gpus as usize {
-        return Err(not_enough(taken.len()));
+        return Err(Rejection::NotEnoughFree {
+            model: model.clone(),
+            available: u32::try_from(taken.len()).unwrap_or(u32::MAX),
+            // Told only where it is shown: see `explain`.
+            blocked: Vec::new(),
+        });
     }
     let picked = pick(&taken, request.gpus, request.locality, node.facts.mmio_high_cap_bytes);
     if let Err(rejection @ Rejection::NotOneNuma { .. }) = picked {
@@ -103,17 +106,22 @@ pub(super) fn fit<'a>(
     if left.memory_bytes < request.resources.memory_bytes {
         return Err(Rejection::Memory { left_bytes: left.memory_bytes });
     }
-    let gpus = picked?;
-    // The room is that of all available GPUs, whatever the request takes of them: so does the index see it.
-    let room = room(node, &available).ok_or_else(|| not_enough(0))?;
-    let room = RoomScore::new(plenty_of(world, model), &room, request.gpus, ask.need);
-    let members = ask.group.as_ref().map_or((0, 0), |group| group.members(node));
-    let score = Score::new(members, room, shape(&gpus, &available), model, &node.name);
-    Ok(Choice { score, gpus })
+    Ok(Fit { node, model, available, gpus: picked? })
 }
 
-fn plenty_of(world: &World, model: &ModelName) -> std::cmp::Reverse<u32> {
-    plenty(world.index().model(model).map_or(0, |entry| entry.available))
+impl<'a> Fit<'a> {
+    /// The score of the node's room, from the node itself.
+    fn room_score(&self, world: &World, ask: &Ask<'_>) -> RoomScore {
+        let plenty = plenty(world.index().model(self.model).map_or(0, |entry| entry.available));
+        RoomScore::new(plenty, &room(self.node, &self.available), ask.request.gpus, ask.need)
+    }
+
+    /// Rates it, given the score of its room.
+    pub(super) fn rated(self, ask: &Ask<'_>, room: RoomScore) -> Choice<'a> {
+        let members = ask.group.as_ref().map_or((0, 0), |group| group.members(self.node));
+        let score = Score::new(members, room, shape(&self.gpus, &self.available), self.model, &self.node.name);
+        Choice { score, gpus: self.gpus }
+    }
 }
 
 /// All rules: the best choice on this node, or the first rule that fails; among models, the one that came farthest.
@@ -126,9 +134,14 @@ pub(super) fn check<'a>(world: &World, ask: &Ask<'_>, node: &'a Node) -> Result<
     let mut best: Option<Choice<'a>> = None;
     let mut farthest: Option<Rejection> = None;
     for model in models.into_keys() {
-        match fit(world, ask, node, model) {
-            Ok(choice) if best.as_ref().is_none_or(|b| choice.score < b.score) => best = Some(choice),
-            Ok(_) => {}
+        match fit(ask, node, model) {
+            Ok(fit) => {
+                let room = fit.room_score(world, ask);
+                let choice = fit.rated(ask, room);
+                if best.as_ref().is_none_or(|b| choice.score < b.score) {
+                    best = Some(choice);
+                }
+            }
             Err(rejection) => {
                 if farthest.as_ref().is_none_or(|f| progress(&rejection) > progress(f)) {
                     farthest = Some(rejection);

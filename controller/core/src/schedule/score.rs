@@ -10,43 +10,43 @@ const SMALLEST_SLOT: u32 = 4;
 
 /// A place's rank among all places for one request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Score {
+pub(super) struct Score {
     /// Members of the request's spread group in the node's failure domain.
-    pub in_domain: u32,
+    pub(super) in_domain: u32,
     /// Members of it on the node.
-    pub on_node: u32,
+    pub(super) on_node: u32,
     /// How the node's room suits the request.
-    pub room: RoomScore,
+    pub(super) room: RoomScore,
     /// NUMA nodes used beyond the first.
-    pub extra_numa: u32,
+    pub(super) extra_numa: u32,
     /// Cards torn apart.
-    pub split_cards: u32,
+    pub(super) split_cards: u32,
     /// GPUs that the host must give up first; those in the pool are ready.
-    pub in_host: u32,
+    pub(super) in_host: u32,
     /// Model, so that ties are stable.
-    pub model: ModelName,
+    pub(super) model: ModelName,
     /// Node, so that ties are stable.
-    pub node: NodeName,
+    pub(super) node: NodeName,
 }
 
 /// The part of a score that all nodes of one room share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RoomScore {
+pub(super) struct RoomScore {
     /// Doublings of the model's available GPUs in the fleet. The most plentiful model goes first: what is rare, and what
     /// requests by name have made rare, is spared by those that do not care. Doublings, not counts: between models about
     /// equally plentiful what follows decides.
-    pub plenty: Reverse<u32>,
+    pub(super) plenty: Reverse<u32>,
     /// GPUs of the largest whole slot (16, 8 or 4) that is broken.
-    pub breaks: u32,
+    pub(super) breaks: u32,
     /// Whether the GPUs cannot all be on one known NUMA node.
-    pub crosses_numa: bool,
+    pub(super) crosses_numa: bool,
     /// By how many steps the request takes more processor and memory than its GPUs' share of what is left: the other
     /// GPUs would be left without.
-    pub short: u32,
+    pub(super) short: u32,
     /// Available GPUs left: the best fit leaves fewest.
-    pub left: u32,
+    pub(super) left: u32,
     /// By how many steps it takes less than its share: roomy nodes are for requests that need room.
-    pub surplus: u32,
+    pub(super) surplus: u32,
 }
 
 /// The largest slot worth keeping that this many GPUs hold.

@@ -11,9 +11,10 @@ use crate::world::{Node, World};
 use berth_model::request::Locality;
 use berth_model::{ModelName, NodeName};
 use imbl::OrdSet;
+use std::cmp::Reverse;
 
-/// Nodes that fit and are compared within one room: nodes of a room differ only in cards and pool.
-const COMPARED: usize = 4;
+/// Nodes that fit and are compared when their rooms score alike: such nodes differ only in cards and pool.
+const COMPARED: usize = 2;
 /// Nodes that may disappoint before all are looked at instead. Rooms are coarse in processor, memory and, where cards of
 /// one model differ, in GPU memory; a node at the edge of its room may fail.
 const MAX_MISSES: u32 = 128;
@@ -46,64 +47,92 @@ enum Found<'w> {
     TooManyMisses,
 }
 
-/// A room that may hold the request, with its nodes.
-struct Candidate<'w> {
-    score: RoomScore,
-    model: &'w ModelName,
-    nodes: &'w OrdSet<NodeName>,
-}
+/// A model that the request would take, how plentiful it is, and what is known of it.
+type Model<'w> = (Reverse<u32>, &'w ModelName, &'w ModelIndex);
 
 fn by_index<'w>(world: &'w World, ask: &Ask<'_>) -> Found<'w> {
-    let mut models: Vec<_> = world
+    let mut models: Vec<Model<'w>> = world
         .index()
         .models()
         .filter(|(name, entry)| takes_model(ask, name, entry))
-        .map(|(name, entry)| (plenty(entry.available), name, entry))
+        .map(|(name, entry)| (plenty(entry.available), name, &**entry))
         .collect();
     models.sort_by_key(|(plenty, name, _)| (*plenty, *name));
     let mut misses = 0;
     for class in models.chunk_by(|a, b| a.0 == b.0) {
-        let mut rooms: Vec<Candidate<'w>> = Vec::new();
-        for (plenty, model, entry) in class {
-            let held = rooms_of(ask, entry).into_iter().flat_map(|all| all.range(Room::from(ask.request.gpus)..));
-            rooms.extend(held.filter(|(room, _)| may_hold(ask, room)).map(|(room, nodes)| Candidate {
-                score: RoomScore::new(*plenty, room, ask.request.gpus, ask.need),
-                model,
-                nodes,
-            }));
-        }
-        // Mostly the first room holds it: finding the best again and again beats sorting all.
-        while let Some(score) = rooms.iter().map(|candidate| candidate.score).min() {
-            let mut best: Option<Choice<'w>> = None;
-            for candidate in rooms.extract_if(.., |candidate| candidate.score == score) {
-                let mut fitting = 0;
-                for node in candidate.nodes.iter().filter_map(|name| world.node(name)) {
-                    if !outside_of_group(ask, node) || filter::meant(ask, node).is_err() {
-                        continue;
-                    }
-                    match filter::fit(world, ask, node, candidate.model) {
-                        Ok(choice) => {
-                            fitting += 1;
-                            if best.as_ref().is_none_or(|b| choice.score < b.score) {
-                                best = Some(choice);
-                            }
-                        }
-                        Err(_) => misses += 1,
-                    }
-                    if misses > MAX_MISSES {
-                        return Found::TooManyMisses;
-                    }
-                    if fitting >= COMPARED {
-                        break;
-                    }
-                }
-            }
-            if let Some(best) = best {
-                return Found::Best(best);
+        // Mostly the first score holds it: looking for the next best again and again beats sorting all rooms.
+        let mut tried = None;
+        while let Some((score, rooms)) = next_rooms(ask, class, tried) {
+            match best_in(world, ask, score, &rooms, &mut misses) {
+                Found::Nothing => tried = Some(score),
+                found @ (Found::Best(_) | Found::TooManyMisses) => return found,
             }
         }
     }
     Found::Nothing
+}
+
+/// The rooms that may hold the request and have the best score after `tried`, with that score.
+#[expect(clippy::type_complexity, reason = "a name for a pair of one caller would say less")]
+fn next_rooms<'w>(
+    ask: &Ask<'_>,
+    class: &[Model<'w>],
+    tried: Option<RoomScore>,
+) -> Option<(RoomScore, Vec<(&'w ModelName, &'w OrdSet<NodeName>)>)> {
+    let mut best: Option<RoomScore> = None;
+    let mut rooms = Vec::new();
+    for (plenty, model, entry) in class {
+        for (room, nodes) in rooms_of(ask, entry).into_iter().flat_map(|all| all.range(Room::from(ask.request.gpus)..))
+        {
+            let score = RoomScore::new(*plenty, room, ask.request.gpus, ask.need);
+            if tried.is_some_and(|tried| score <= tried)
+                || best.is_some_and(|best| best < score)
+                || !may_hold(ask, room)
+            {
+                continue;
+            }
+            if best != Some(score) {
+                best = Some(score);
+                rooms.clear();
+            }
+            rooms.push((*model, nodes));
+        }
+    }
+    best.map(|score| (score, rooms))
+}
+
+/// The best of the first nodes that fit in rooms of one score.
+fn best_in<'w>(
+    world: &'w World,
+    ask: &Ask<'_>,
+    score: RoomScore,
+    rooms: &[(&'w ModelName, &'w OrdSet<NodeName>)],
+    misses: &mut u32,
+) -> Found<'w> {
+    let mut best: Option<Choice<'w>> = None;
+    let mut fitting = 0;
+    let nodes = rooms.iter().flat_map(|(model, nodes)| nodes.iter().map(move |name| (*model, name)));
+    for (model, node) in nodes.filter_map(|(model, name)| Some((model, world.node(name)?))) {
+        if !outside_of_group(ask, node) || filter::meant(ask, node).is_err() {
+            continue;
+        }
+        let Ok(fit) = filter::fit(ask, node, model) else {
+            *misses += 1;
+            if *misses > MAX_MISSES {
+                return Found::TooManyMisses;
+            }
+            continue;
+        };
+        let choice = fit.rated(ask, score);
+        if best.as_ref().is_none_or(|b| choice.score < b.score) {
+            best = Some(choice);
+        }
+        fitting += 1;
+        if fitting >= COMPARED {
+            break;
+        }
+    }
+    best.map_or(Found::Nothing, Found::Best)
 }
 
 fn takes_model(ask: &Ask<'_>, name: &ModelName, entry: &ModelIndex) -> bool {

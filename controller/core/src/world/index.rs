@@ -281,32 +281,28 @@ fn offers(node: &Node) -> Vec<(&ModelName, Offer)> {
     found
         .into_iter()
         .map(|(model, mut offer, available)| {
-            offer.room = room(node, &available);
-            offer.available = offer.room.map_or(0, |room| room.available);
+            let room = room(node, &available);
+            offer.available = room.available;
+            offer.room = (room.available > 0).then_some(room);
             (model, offer)
         })
         .collect()
 }
 
 /// The room of a node with these available GPUs of one model.
-pub(crate) fn room(node: &Node, available: &[&Gpu]) -> Option<Room> {
+pub(crate) fn room(node: &Node, available: &[&Gpu]) -> Room {
     let count = u32::try_from(available.len()).unwrap_or(u32::MAX);
-    if count == 0 {
-        return None;
-    }
-    let mut numa: BTreeMap<u16, u32> = BTreeMap::new();
-    for gpu in available {
-        if let Some(node) = gpu.observed.survey.numa_node {
-            *numa.entry(node).or_default() += 1;
-        }
-    }
+    let numa = |gpu: &&Gpu| gpu.observed.survey.numa_node;
+    // Few GPUs: counting the like of each is quicker than a map.
+    let alike = |of: u16| available.iter().filter(|gpu| numa(gpu) == Some(of)).count();
+    let one_numa = available.iter().filter_map(numa).map(alike).max().unwrap_or(0);
     let left = node.left();
-    Some(Room {
+    Room {
         available: count,
-        one_numa: numa.into_values().max().unwrap_or(0),
+        one_numa: u32::try_from(one_numa).unwrap_or(u32::MAX),
         per_vm: per_vm(available, node.facts.mmio_high_cap_bytes),
         share: Share::of(left.cpu_milli, left.memory_bytes, count),
-    })
+    }
 }
 
 /// The most of these GPUs that one VM can have address space for: the smallest windows first, since more devices and
