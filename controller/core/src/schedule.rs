@@ -2,8 +2,8 @@
 //!
 //! Owns where a placement goes: which node, which GPUs there, and the explanation when nothing fits. Must never change
 //! the world or read a clock; equal world and request, equal answer. The order of work is fixed: names are resolved
-//! ([`ask`]), nodes pass [`filter`]s or fall to a typed rejection, [`pick`] chooses GPUs inside a node, [`score`] orders
-//! what is left, and [`search`] finds the best by the world's index without walking over all nodes.
+//! (`ask`), nodes pass `filter`s or fall to a typed rejection, `pick` chooses GPUs inside a node, `score` orders
+//! what is left, and `search` finds the best by the world's index without walking over all nodes.
 
 mod ask;
 pub mod capacity;
