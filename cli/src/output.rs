@@ -69,7 +69,7 @@ impl<'a> Out<'a> {
     /// # Errors
     /// When it cannot be written.
     pub fn message(&mut self, format: Format, name: &str, message: &impl prost::Message) -> Result<(), Error> {
-        let value = json::value(name, message)?;
+        let value = json::canonical(name, message)?;
         match format {
             Format::Yaml => {
                 let text = serde_saphyr::to_string(&value).map_err(|e| Error::Encode(e.to_string()))?;
@@ -92,7 +92,11 @@ impl<'a> Out<'a> {
                 self.line("---")?;
                 self.message(format, name, message)
             }
-            Format::Json | Format::Table | Format::Wide => self.line(json::value(name, message)?),
+            Format::Json | Format::Table | Format::Wide => {
+                let value = json::canonical(name, message)?;
+                let text = serde_json::to_string(&value).map_err(|e| Error::Encode(e.to_string()))?;
+                self.line(text)
+            }
         }
     }
 }

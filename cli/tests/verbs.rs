@@ -83,36 +83,42 @@ async fn a_plan_that_does_not_fit_says_why_and_what_would_help() {
 async fn a_plan_that_fits_exits_with_0_and_speaks_canonical_json() {
     let (_dir, [fleet, workloads]) =
         files([("fleet.yaml", FLEET), ("workloads.yaml", "- { name: infer, models: [A30] }\n")]);
-    check(&format!("plan -f {workloads} --fleet {fleet} -o json"), Exit::Done, expect![[r#"
-        {
-          "planned": [
+    check(
+        &format!("plan -f {workloads} --fleet {fleet} -o json"),
+        Exit::Done,
+        expect![[r#"
             {
-              "assignment": {
-                "gpus": [
-                  {
-                    "address": "PCIROOT(10)#PCI(0100)#PCI(0000)",
-                    "fingerprint": {
-                      "pciId": "10de:20b7",
-                      "serial": "SN-hv-03-01"
-                    },
-                    "mmio": {
-                      "highBytes": "34393292800",
-                      "lowBytes": "16777216"
-                    },
-                    "model": "A30"
+              "planned": [
+                {
+                  "name": "infer",
+                  "assignment": {
+                    "node": "hv-03",
+                    "gpus": [
+                      {
+                        "address": "PCIROOT(10)#PCI(0100)#PCI(0000)",
+                        "model": "A30",
+                        "fingerprint": {
+                          "pciId": "10de:20b7",
+                          "serial": "SN-hv-03-01"
+                        },
+                        "mmio": {
+                          "lowBytes": "16777216",
+                          "highBytes": "34393292800"
+                        }
+                      }
+                    ],
+                    "pin": {
+                      "reason": "PIN_REASON_DEVICE_ASSIGNMENT",
+                      "since": "2026-11-22T21:27:48Z"
+                    }
                   }
-                ],
-                "node": "hv-03",
-                "pin": {
-                  "reason": "PIN_REASON_DEVICE_ASSIGNMENT",
-                  "since": "2026-11-22T21:27:48Z"
                 }
-              },
-              "name": "infer"
+              ]
             }
-          ]
-        }
-    "#]], expect![""]).await;
+        "#]],
+        expect![""],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -250,16 +256,14 @@ async fn create_is_repeated_with_the_same_request_id() {
 #[tokio::test]
 async fn when_nobody_knows_whether_it_happened_the_user_learns_how_to_repeat_it() {
     let (endpoint, _told, _server) = stand_in(vec![Status::unavailable("taking over"); 20]).await;
-    check(
-        &format!("place p --vm v --request-id mine --deadline 400ms --endpoint {endpoint}"),
-        Exit::Unavailable,
-        expect![""],
-        expect![[r#"
-            error: no answer from http://127.0.0.1:38331: taking over. It is not known whether it happened
-            Repeat the same command with --request-id mine: if it did happen, you get the same placement.
-        "#]],
-    )
-    .await;
+    let line = format!("place p --vm v --request-id mine --deadline 400ms --endpoint {endpoint}");
+    let (exit, out, error) = berth(&line).await;
+    assert_eq!((exit, out.as_str()), (Exit::Unavailable, ""));
+    expect![[r#"
+        error: no answer from ENDPOINT: taking over. It is not known whether it happened
+        Repeat the same command with --request-id mine: if it did happen, you get the same placement.
+    "#]]
+    .assert_eq(&error.replace(&endpoint, "ENDPOINT"));
 }
 
 #[tokio::test]

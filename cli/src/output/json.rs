@@ -12,17 +12,16 @@ fn pool() -> Result<&'static DescriptorPool, Error> {
         .map_err(|e| Error::Encode(e.clone()))
 }
 
-/// A message as JSON. `name` is its name in `berth.v1`.
+/// A message that serializes as canonical JSON, its fields in their order. `name` is its name in `berth.v1`.
 ///
 /// # Errors
 /// [`Error::Encode`] when the API has no such message.
-pub fn value(name: &str, message: &impl prost::Message) -> Result<serde_json::Value, Error> {
+pub fn canonical(name: &str, message: &impl prost::Message) -> Result<DynamicMessage, Error> {
     let full = format!("berth.v1.{name}");
     let descriptor =
         pool()?.get_message_by_name(&full).ok_or_else(|| Error::Encode(format!("the API has no message {full}")))?;
     let encoded = message.encode_to_vec();
-    let dynamic = DynamicMessage::decode(descriptor, encoded.as_slice()).map_err(|e| Error::Encode(e.to_string()))?;
-    serde_json::to_value(&dynamic).map_err(|e| Error::Encode(e.to_string()))
+    DynamicMessage::decode(descriptor, encoded.as_slice()).map_err(|e| Error::Encode(e.to_string()))
 }
 
 #[cfg(test)]
@@ -43,11 +42,11 @@ mod tests {
         let expected = serde_json::json!({
             "name": "p", "gpus": 2, "minVramBytes": "17179869184", "verify": "VERIFY_LEVEL_DRIVER_BOUND", "hold": "90s"
         });
-        assert_eq!(value("PlacementRequest", &request).unwrap(), expected);
+        assert_eq!(serde_json::to_value(canonical("PlacementRequest", &request).unwrap()).unwrap(), expected);
     }
 
     #[test]
     fn a_message_the_api_does_not_have_is_an_error() {
-        assert!(value("Nothing", &v1::PlacementRequest::default()).is_err());
+        assert!(canonical("Nothing", &v1::PlacementRequest::default()).is_err());
     }
 }

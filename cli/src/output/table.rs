@@ -285,3 +285,126 @@ pub fn capacity(models: &[v1::ModelSummary], wide: bool) -> Table {
 fn counts(counts: &[v1::Count]) -> String {
     counts.iter().map(|c| format!("{} {}", c.count, c.name)).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::Timestamp;
+    use expect_test::expect;
+
+    const STYLE: Style = Style { colour: false, clock: || Timestamp::from_millis(3_600_000) };
+
+    fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    }
+
+    fn node() -> v1::Node {
+        v1::Node {
+            name: "hv-01".into(),
+            facts: Some(v1::HostFacts {
+                cluster: "a".into(),
+                cpu_milli: 64_000,
+                memory_bytes: 512 << 30,
+                ..Default::default()
+            }),
+            connected: true,
+            ready: true,
+            last_seen: at(3_590),
+            gpus: 8,
+            gpus_available: 7,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn nodes_say_whether_they_take_placements_and_why_not() {
+        let lost = v1::Node {
+            name: "hv-02".into(),
+            connected: false,
+            ready: false,
+            not_ready_reason: "its agent is gone".into(),
+            ..node()
+        };
+        let cordon = v1::Cordon { label: "ann".into(), reason: "new firmware".into(), since: at(0) };
+        let cordoned = v1::Node { name: "hv-03".into(), cordons: vec![cordon], ..node() };
+        expect![[r#"
+            NODE    CLUSTER   STATUS     GPUS   FREE   VMS   CPU      MEMORY   SEEN   SYSTEM   AGENT   WHY
+            hv-01   a         Ready         8      7     0    64   512.0 GiB   10s
+            hv-02   a         Lost          8      7     0    64   512.0 GiB   10s                     its agent is gone
+            hv-03   a         Cordoned      8      7     0    64   512.0 GiB   10s                     cordon ann: new firmware"#]].assert_eq(&render(&mut nodes(&[node(), lost, cordoned], true, STYLE), false));
+    }
+
+    #[test]
+    fn gpus_that_are_claimed_are_not_shown_as_faulty() {
+        let gpu = |id: &str, reason: &str| v1::Gpu {
+            id: id.into(),
+            observed: Some(v1::ObservedGpu {
+                survey: Some(v1::Survey { model: "A16".into(), ..Default::default() }),
+                state: v1::GpuState::Host.into(),
+                driver: v1::HostDriver::None.into(),
+                ..Default::default()
+            }),
+            available: reason.is_empty(),
+            unavailable: Some(reason)
+                .filter(|r| !r.is_empty())
+                .map(|r| v1::Unavailable { reason: r.into(), ..Default::default() })
+                .into_iter()
+                .collect(),
+            ..Default::default()
+        };
+        let list = [gpu("n/1", ""), gpu("n/2", "Claimed"), gpu("n/3", "Quarantined")];
+        expect![[r#"
+            GPU   MODEL   STATE              AVAILABLE         PLACEMENT
+            n/1   A16     Host (no driver)   yes
+            n/2   A16     Host (no driver)   claimed
+            n/3   A16     Host (no driver)   no: Quarantined"#]]
+        .assert_eq(&render(&mut gpus(&list, false, STYLE), false));
+    }
+
+    #[test]
+    fn placements_note_what_matters_most() {
+        let placement = |name: &str, phase: v1::Phase| v1::Placement {
+            request: Some(v1::PlacementRequest { name: name.into(), vm: name.into(), gpus: 2, ..Default::default() }),
+            phase: phase.into(),
+            created: at(0),
+            ..Default::default()
+        };
+        let step = v1::CurrentStep { step: v1::Step::StartVm.into(), attempt: 3, last_error: None };
+        let starting = v1::Placement { current_step: Some(step), ..placement("a", v1::Phase::Starting) };
+        let drifted = v1::Condition { r#type: "Drifted".into(), ..Default::default() };
+        let drifted = v1::Placement { conditions: vec![drifted], ..placement("b", v1::Phase::Active) };
+        let reason = v1::FailureReason { text: "the hold expired".into(), ..Default::default() };
+        let failed = v1::Placement { failure: Some(reason), ..placement("c", v1::Phase::Failed) };
+        expect![[r#"
+            PLACEMENT   VM   PHASE      NODE   GPUS   MODEL   AGE   NOTE
+            a           a    Starting             2   any     60m   StartVm, attempt 3
+            b           b    Active               2   any     60m   Drifted
+            c           c    Failed               2   any     60m   the hold expired (not undone)"#]]
+        .assert_eq(&render(&mut placements(&[starting, drifted, failed], false, STYLE), false));
+    }
+
+    #[test]
+    fn colour_comes_only_when_asked_for() {
+        let plain = render(&mut nodes(&[node()], false, STYLE), false);
+        assert!(!plain.contains('\u{1b}'), "{plain:?}");
+        let coloured = render(&mut nodes(&[node()], false, STYLE), true);
+        assert!(coloured.contains('\u{1b}'), "{coloured:?}");
+    }
+
+    #[test]
+    fn capacity_has_a_column_for_each_size() {
+        let slots = |gpus, vms| v1::Slots { gpus, vms };
+        let model = v1::ModelSummary {
+            model: "H100".into(),
+            gpus: 8,
+            available: 7,
+            reasons: vec![v1::Count { name: "Claimed".into(), count: 1 }],
+            slots: vec![slots(1, 7), slots(2, 3), slots(4, 1)],
+            ..Default::default()
+        };
+        expect![[r#"
+            MODEL   GPUS   FREE   1-GPU   2-GPU   4-GPU   STATES   NOT FREE BECAUSE
+            H100       8      7       7       3       1            1 Claimed"#]]
+        .assert_eq(&render(&mut capacity(&[model], true), false));
+    }
+}
