@@ -54,6 +54,7 @@ pub struct Running {
     /// Where the controller listens.
     pub local_addr: SocketAddr,
     hosts: Hosts,
+    left_out: usize,
     tasks: JoinSet<anyhow::Error>,
     /// Ends provisioning, then agents.
     stop: CancellationToken,
@@ -71,10 +72,12 @@ type Hosts = Arc<BTreeMap<NodeName, Arc<DevHost>>>;
 pub async fn start(options: Options) -> Result<Running, Error> {
     let Options { fleet, listen, data_dir, step_delay, provision } = options;
     let failed = |what: &dyn std::fmt::Display, error: anyhow::Error| Error::Dev(format!("{what}: {error:#}"));
-    // Each agent takes two sockets and two files.
+    // Each agent takes two sockets and a file or two; the usual limit of 1,024 would end at 300 nodes.
+    #[cfg(unix)]
     if let Err(e) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         tracing::warn!(error = %e, "the limit on open files stays as it is");
     }
+    let left_out = left_out(&data_dir, &fleet);
     let mut hosts = BTreeMap::new();
     for (spec, node) in fleet.hosts().into_iter().zip(&fleet.nodes) {
         let step = step_delay.or(node.timing.step).unwrap_or_default();
@@ -104,7 +107,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
             error = running.failed() => error.context("the controller failed"),
         }
     });
-    let this = Running { local_addr, hosts: Arc::clone(&hosts), tasks, stop, stop_controller };
+    let this = Running { local_addr, hosts: Arc::clone(&hosts), left_out, tasks, stop, stop_controller };
     match this.start_agents(&data_dir, provision).await {
         (this, Ok(())) => Ok(this),
         (this, Err(error)) => {
@@ -117,6 +120,13 @@ pub async fn start(options: Options) -> Result<Running, Error> {
 /// Where everything about one node is kept.
 fn node_dir(data_dir: &Path, node: &NodeName) -> PathBuf {
     data_dir.join("nodes").join(node.as_str())
+}
+
+/// Nodes that were there before and are not described now. A directory that is not there yet has none.
+fn left_out(data_dir: &Path, fleet: &Fleet) -> usize {
+    let Ok(known) = std::fs::read_dir(data_dir.join("nodes")) else { return 0 };
+    let names = known.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| fleet.nodes.iter().all(|node| node.name.as_str() != name)).count()
 }
 
 impl Running {
@@ -173,6 +183,11 @@ impl Running {
     /// Where callers reach the controller.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.local_addr)
+    }
+
+    /// How many nodes the data directory knows that are not in the fleet: nobody speaks for them.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// How many hosts there are.

@@ -72,14 +72,14 @@ pub enum Error {
     #[error("{0}")]
     Ended(String),
     /// What was waited for did not come in time.
-    #[error("{what} is still {phase} after {seconds} s of waiting; it goes on by itself")]
+    #[error("{what} is still {phase} after {} of waiting; it goes on by itself", humantime::format_duration(*.waited))]
     WaitedTooLong {
         /// Which placement.
         what: String,
         /// Its phase.
         phase: String,
         /// How long was waited.
-        seconds: u64,
+        waited: std::time::Duration,
     },
     /// Some workloads do not fit. The answer says which.
     #[error("{unfit} of {all} do not fit")]

@@ -1,5 +1,6 @@
 //! A whole Berth in one process: place, look, release, and all of it again after a restart.
 #![cfg(feature = "dev")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use berth::args::Cli;
 use berth::dev::{Options, Running, start};
@@ -12,12 +13,16 @@ use std::path::Path;
 use std::time::Duration;
 
 async fn dev(data_dir: &Path) -> Running {
+    dev_with(data_dir, true).await
+}
+
+async fn dev_with(data_dir: &Path, provision: bool) -> Running {
     let options = Options {
         fleet: fleet::standard(3).unwrap(),
         listen: "127.0.0.1:0".parse().unwrap(),
         data_dir: data_dir.to_owned(),
         step_delay: Some(Duration::ZERO),
-        provision: true,
+        provision,
     };
     let running = start(options).await.unwrap();
     running.ready(Duration::from_secs(30), &mut Progress::silent()).await.unwrap();
@@ -108,5 +113,34 @@ async fn a_data_directory_in_use_is_refused() {
     let Err(error) = start(again).await else { panic!("two controllers share a store") };
     let text = error.to_string();
     assert!(text.contains("in use"), "{text}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_provisioning_system_a_hold_waits_and_expires() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = dev_with(dir.path(), false).await;
+    let (exit, text) = berth(&running, "place slow --vm slow --wait --timeout 200ms").await;
+    assert_eq!(exit, Exit::Failed, "{text}");
+    assert!(text.contains("slow is still Held after") && text.contains("describe placement slow"), "{text}");
+    let (exit, text) = berth(&running, "place brief --vm brief --hold 1s --wait --timeout 60s").await;
+    assert_eq!(exit, Exit::Failed, "{text}");
+    assert!(text.contains("the hold expired") && text.contains("everything was given back"), "{text}");
+    good(&running, "release slow --wait --timeout 60s").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_smaller_fleet_on_the_same_data_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    dev(dir.path()).await.stop().await;
+    let fleet = fleet::standard(2).unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let options = Options { fleet, listen, data_dir: dir.path().to_owned(), step_delay: None, provision: true };
+    let running = start(options).await.unwrap();
+    running.ready(Duration::from_secs(30), &mut Progress::silent()).await.unwrap();
+    assert_eq!(running.left_out(), 1);
+    let nodes = good(&running, "get nodes").await;
+    assert_eq!(nodes.matches("Lost").count(), 1, "{nodes}");
     running.stop().await;
 }

@@ -1,5 +1,6 @@
 //! The verbs as a script sees them: exit code, answer, error text. Against a described fleet, a controller that is not
 //! there, and a stand-in that misbehaves.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use berth::args::Cli;
 use berth::error::Exit;

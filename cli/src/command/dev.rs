@@ -86,6 +86,10 @@ fn greet(
     } else {
         out.line(format_args!("Data is in {}.", data_dir.display()))?;
     }
+    match running.left_out() {
+        0 => {}
+        n => out.line(format_args!("It knows {n} nodes that are not in this fleet; they show as Lost."))?,
+    }
     if provision {
         out.line("VMs of holds are created as a provisioning system would; --provision none leaves that to you.")?;
     }

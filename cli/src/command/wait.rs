@@ -103,7 +103,7 @@ pub async fn until(
     }
     last?;
     let phase = table::phase_name(&placement);
-    Err(Error::WaitedTooLong { what: name, phase, seconds: timeout.as_secs() })
+    Err(Error::WaitedTooLong { what: name, phase, waited: timeout })
 }
 
 /// Follows one stream until the placement comes to the goal or another end, or the stream ends.
