@@ -118,13 +118,13 @@ struct Broken(String);
 #[derive(Debug)]
 enum Event {
     /// The agent's brain asked to be woken.
-    Wake { life: u32 },
+    Wake { life: u32, number: u64 },
     /// A look takes its picture.
     LookTaken { life: u32 },
     /// A look's answer arrives.
     LookEnded { life: u32, taken: Timestamp, look: Result<Box<HostView>, String> },
     /// A step takes effect.
-    StepActs { life: u32, start: Box<Start> },
+    StepActs { life: u32, begun: Box<Begun> },
     /// A step's answer arrives.
     StepEnded { life: u32, uid: PlacementUid, result: Result<(), StepError> },
     /// A message arrives at the agent.
@@ -170,6 +170,20 @@ struct Log {
     lines: Vec<String>,
 }
 
+/// A step that was begun.
+#[derive(Clone, Debug)]
+struct Begun {
+    start: Start,
+    /// When the picture was taken that it was decided from.
+    pictured: Timestamp,
+}
+
+#[derive(Debug, Default)]
+struct Unchecked {
+    host: bool,
+    brain: bool,
+}
+
 struct Run {
     rng: StdRng,
     now: Timestamp,
@@ -186,7 +200,7 @@ struct Run {
     /// When the picture was taken that the agent decides from.
     pictured: Timestamp,
     /// Steps begun and not yet acted, to decide at a kill what becomes of them.
-    begun: BTreeMap<PlacementUid, Start>,
+    begun: BTreeMap<PlacementUid, Begun>,
     // The controller: what dies with the leader, and what does not.
     brain: Brain,
     nodes: BTreeMap<NodeName, StoredNode>,
@@ -194,6 +208,9 @@ struct Run {
     session: Session,
     /// One seed in four kills the agent after every single step, before it hears of the result.
     kill_every_step: bool,
+    wakes: u64,
+    /// What changed since it was last checked.
+    unchecked: Unchecked,
     made: u32,
     seen_active: std::collections::BTreeSet<PlacementUid>,
     summary: Summary,
@@ -225,7 +242,7 @@ impl Run {
         let spec = scene::host(&mut rng);
         let node = spec.node.clone();
         let mut host = Host::new(spec);
-        let rates = Rates { step: rng.random_range(0..250), look: rng.random_range(0..200) };
+        let rates = Rates { step: rng.random_range(0..200), look: rng.random_range(0..150) };
         host.faults().by_chance(rng.random(), rates);
         let brain = match Brain::load(1, limits(), Vec::new(), Vec::new(), now) {
             Ok(brain) => brain,
@@ -256,6 +273,8 @@ impl Run {
             placements: BTreeMap::new(),
             session: Session::default(),
             kill_every_step,
+            wakes: 0,
+            unchecked: Unchecked::default(),
             made: 0,
             seen_active: std::collections::BTreeSet::new(),
             summary: Summary::default(),
@@ -314,7 +333,7 @@ impl Run {
 
     fn happen(&mut self, event: Event) -> Result<(), Broken> {
         match event {
-            Event::Wake { life } if life == self.life => self.pump(),
+            Event::Wake { life, number } if life == self.life && number == self.wakes => self.pump(),
             Event::LookTaken { life } if life == self.life => self.take_look(),
             Event::LookEnded { life, taken, look } if life == self.life => {
                 if look.is_ok() {
@@ -330,7 +349,7 @@ impl Run {
                 }
                 self.pump()
             }
-            Event::StepActs { life, start } if life == self.life => self.act(*start),
+            Event::StepActs { life, begun } if life == self.life => self.act(*begun),
             Event::StepEnded { life, uid, result } if life == self.life => {
                 if let Some(work) = &mut self.work {
                     work.stepped(&uid, result);
@@ -342,7 +361,9 @@ impl Run {
             Event::AgentStarts => self.start_agent(),
             Event::Connects { life } if life == self.life => self.connect(),
             Event::Tick => {
-                self.decide(Input::Tick)?;
+                if self.brain.next_deadline().is_some_and(|at| at <= self.now) {
+                    self.decide(Input::Tick)?;
+                }
                 let again = self.now.after(Duration::from_secs(2));
                 self.agenda.add(again, Event::Tick);
                 Ok(())
@@ -389,14 +410,14 @@ impl Run {
         }
         self.summary.kills += 1;
         self.say(|| format!("agent   KILLED {why}"));
-        for start in std::mem::take(&mut self.begun).into_values() {
+        for begun in std::mem::take(&mut self.begun).into_values() {
             if self.rng.random() {
-                self.carry_out(&start)?;
+                self.carry_out(&begun)?;
             }
         }
         self.life += 1;
         self.hang_up()?;
-        let at = self.now.after(Duration::from_millis(200) + self.up_to_trouble(15_000));
+        let at = self.now.after(Duration::from_millis(200) + self.up_to_trouble(6_000));
         self.agenda.add(at, Event::AgentStarts);
         Ok(())
     }
@@ -425,12 +446,16 @@ impl Run {
         }
         for start in todo.start {
             self.check_start(&start)?;
-            self.begun.insert(start.uid.clone(), start.clone());
+            let begun = Begun { start, pictured: self.pictured };
+            self.begun.insert(begun.start.uid.clone(), begun.clone());
             let at = now.after(self.up_to(3_000));
-            self.agenda.add(at, Event::StepActs { life, start: Box::new(start) });
+            self.agenda.add(at, Event::StepActs { life, begun: Box::new(begun) });
         }
         if let Some(wake) = todo.wake {
-            self.agenda.add(wake.max(now.after(Duration::from_millis(1))), Event::Wake { life });
+            // The brain says anew with every answer when it wants to be woken.
+            self.wakes += 1;
+            let number = self.wakes;
+            self.agenda.add(wake.max(now.after(Duration::from_millis(1))), Event::Wake { life, number });
         }
         if self.trouble && self.rng.random_ratio(1, 400) {
             return self.kill("at some moment");
@@ -451,9 +476,9 @@ impl Run {
         Ok(())
     }
 
-    fn act(&mut self, start: Start) -> Result<(), Broken> {
-        self.begun.remove(&start.uid);
-        let outcome = self.carry_out(&start)?;
+    fn act(&mut self, begun: Begun) -> Result<(), Broken> {
+        self.begun.remove(&begun.start.uid);
+        let outcome = self.carry_out(&begun)?;
         let (after, result) = match outcome {
             Outcome::Ended(result) => (self.up_to(500), result.map_err(StepError::from)),
             Outcome::Hangs => {
@@ -462,16 +487,18 @@ impl Run {
             }
         };
         let life = self.life;
-        self.agenda.add(self.now.after(after), Event::StepEnded { life, uid: start.uid, result });
+        self.agenda.add(self.now.after(after), Event::StepEnded { life, uid: begun.start.uid, result });
         if self.trouble && (self.kill_every_step || self.rng.random_ratio(1, 30)) {
             return self.kill("after a step, before it heard of it");
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, start: &Start) -> Result<Outcome<()>, Broken> {
+    fn carry_out(&mut self, begun: &Begun) -> Result<Outcome<()>, Broken> {
         self.summary.steps += 1;
-        self.check_act(&start.step)?;
+        self.unchecked.host = true;
+        self.check_act(begun)?;
+        let start = &begun.start;
         let outcome = self.host.act(&start.step);
         let (name, attempt) = (self.name_of(&start.uid), start.attempt);
         self.say(|| format!("host    {name} attempt {attempt}: {} -> {}", start.step, show(&outcome)));
@@ -484,6 +511,7 @@ impl Run {
 
     /// Gives an input to the controller's brain and commits what it decides.
     fn decide(&mut self, input: Input) -> Result<Option<Decision>, Broken> {
+        self.unchecked.brain = true;
         match self.brain.decide(self.now, input) {
             Ok(decision) => {
                 self.commit(&decision);
@@ -543,6 +571,7 @@ impl Run {
     /// Another controller takes over: it knows what is stored, and hears the rest from agents that reconnect.
     fn elect(&mut self) -> Result<(), Broken> {
         self.summary.elections += 1;
+        self.unchecked.brain = true;
         let term = self.brain.term() + 1;
         self.say(|| format!("control ELECTED for term {term}"));
         self.hang_up()?;

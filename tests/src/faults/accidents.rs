@@ -30,6 +30,9 @@ impl Run {
     }
 
     pub(super) fn caller(&mut self) -> Result<(), Broken> {
+        if !self.trouble {
+            return Ok(());
+        }
         let releasable: Vec<PlacementName> = (self.brain.world().placements())
             .filter(|p| p.phase.is_live() && !matches!(p.phase, Phase::Releasing { .. } | Phase::Failed { .. }))
             .map(|p| p.name().clone())
@@ -42,10 +45,8 @@ impl Run {
         } else {
             self.create()?;
         }
-        if self.trouble {
-            let at = self.now.after(Duration::from_secs(1) + self.up_to(30_000));
-            self.agenda.add(at, Event::Caller);
-        }
+        let at = self.now.after(Duration::from_secs(1) + self.up_to(30_000));
+        self.agenda.add(at, Event::Caller);
         Ok(())
     }
 
@@ -76,7 +77,8 @@ impl Run {
             return Ok(());
         }
         self.summary.accidents += 1;
-        let at = self.now.after(Duration::from_secs(1) + self.up_to(40_000));
+        self.unchecked.host = true;
+        let at = self.now.after(Duration::from_secs(1) + self.up_to(50_000));
         self.agenda.add(at, Event::Accident);
         let vms: Vec<VmId> = self.host.vm_ids().cloned().collect();
         let vm = self.pick(&vms);

@@ -1,6 +1,6 @@
 //! What must be true at every moment, and what at the end.
 
-use super::{Broken, Run};
+use super::{Begun, Broken, Run};
 use berth_agent_core::step::Step;
 use berth_agent_core::work::Start;
 use berth_core::invariants;
@@ -9,18 +9,31 @@ use berth_model::pci::DeviceAddress;
 use berth_model::placement::Phase;
 use berth_model::reason::Unavailable;
 use berth_model::vm::{VmDevice, VmSelector};
+use berth_model::{Timestamp, VmId};
 
 impl Run {
     /// After every event.
-    pub(super) fn check(&self) -> Result<(), Broken> {
+    pub(super) fn check(&mut self) -> Result<(), Broken> {
+        let unchecked = std::mem::take(&mut self.unchecked);
+        if unchecked.brain {
+            self.check_brain()?;
+        }
+        if unchecked.host { self.check_host() } else { Ok(()) }
+    }
+
+    fn check_brain(&self) -> Result<(), Broken> {
         if let Some(violation) = invariants::check(self.brain.world()).first() {
             return Err(Broken(format!("an invariant of the controller is broken: {violation}")));
         }
+        Ok(())
+    }
+
+    fn check_host(&self) -> Result<(), Broken> {
         let view = self.host.look();
         for address in view.gpus.keys().chain(view.companions.keys()) {
             let holders: Vec<_> = view.holders(address).map(|vm| vm.vm.id.clone()).collect();
-            let ours = |vm| !self.accidents.by_hand.contains_key(&(vm, address.clone()));
-            if holders.len() > 1 && holders.iter().cloned().filter(|vm| ours(vm.clone())).count() > 1 {
+            let ours = |vm: &&VmId| !self.accidents.by_hand.contains_key(&((*vm).clone(), address.clone()));
+            if holders.iter().filter(ours).count() > 1 {
                 return Err(Broken(format!("device {address} is in several VMs: {holders:?}")));
             }
         }
@@ -58,13 +71,11 @@ impl Run {
         Ok(())
     }
 
-    /// Whether people changed something after the picture was taken that the agent decides from.
-    fn is_surprise(&self, at: Option<&berth_model::Timestamp>) -> bool {
-        at.is_some_and(|at| *at >= self.pictured)
-    }
-
     /// When a step takes effect: it must be right for the host as it is, unless people changed that behind its back.
-    pub(super) fn check_act(&self, step: &Step) -> Result<(), Broken> {
+    pub(super) fn check_act(&self, begun: &Begun) -> Result<(), Broken> {
+        let step = &begun.start.step;
+        // Whether people changed something after the picture was taken that the step was decided from.
+        let is_surprise = |at: Option<&Timestamp>| at.is_some_and(|at| *at >= begun.pictured);
         let Some(address) = step.device() else { return Ok(()) };
         let mut holders = self.host.holders(address);
         let other = match step {
@@ -83,14 +94,14 @@ impl Run {
         if let Some(vm) = other {
             let given = self.accidents.by_hand.get(&(vm.clone(), address.clone()));
             let moved = self.accidents.moved.iter().find(|(gpu, _)| gpu.card() == address.card()).map(|(_, at)| at);
-            if !self.is_surprise(given) && !self.is_surprise(moved) {
+            if !is_surprise(given) && !is_surprise(moved) {
                 return Err(Broken(format!("{step}, although VM {vm} has the device")));
             }
         }
         let slot = self.accidents.moved.iter().find(|(gpu, _)| gpu.card() == address.card());
         if let Some((gpu, moved)) = slot {
             let record_only = matches!(step, Step::Detach { .. });
-            if self.is_absent(gpu) && !record_only && !self.is_surprise(Some(moved)) {
+            if self.is_absent(gpu) && !record_only && !is_surprise(Some(moved)) {
                 return Err(Broken(format!("{step}, although the card there is not the one that was chosen")));
             }
         }
