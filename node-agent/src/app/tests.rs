@@ -16,7 +16,7 @@ use tonic::transport::Uri;
 fn config(data_dir: &Path, controllers: &[Uri]) -> Config {
     let mut config = Config::new(NodeName::new("n1").unwrap(), controllers.to_vec(), data_dir.to_owned());
     let soon = Duration::from_millis(20);
-    let Pace { attempts, verify_attempts, .. } = Pace::default();
+    let Pace { attempts, verify_attempts, at_once, .. } = Pace::default();
     config.pace = Pace {
         attempts,
         verify_attempts,
@@ -25,6 +25,7 @@ fn config(data_dir: &Path, controllers: &[Uri]) -> Config {
         stranded_pause: soon,
         wait: soon,
         idle: soon,
+        at_once,
     };
     config.retry = crate::session::Retry { first: soon, longest: soon * 5, refused: soon * 2 };
     config
@@ -160,7 +161,7 @@ async fn an_old_order_is_not_obeyed() {
     talk.desire(&desired(1, 6, &[(0, Intent::Attached), (1, Intent::Attached)])).await;
     talk.desire(&desired(1, 7, &[(1, Intent::Attached)])).await;
     // The refusals came before this one is obeyed.
-    talk.desire(&desired(1, 8, &[(0, Intent::Kept)])).await;
+    talk.desire(&desired(1, 8, &[(0, Intent::Detached)])).await;
     assert_eq!(talk.outcome().await.generation, 8);
     soon("more looks", host.looks(3)).await;
     assert!(host.is_untouched(1), "an order that was refused was carried out");

@@ -200,7 +200,15 @@ mod tests {
         fn refuse(text: &str, why: Expect) {
             why.assert_eq(&parse(text, &node()).unwrap_err());
         }
-        refuse("gpus = 4\n", expect![[""]]);
+        refuse(
+            "gpus = 4\n",
+            expect![[r#"
+            TOML parse error at line 1, column 1
+              |
+            1 | gpus = 4
+              | ^^^^
+            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `gpu`, `vm`"#]],
+        );
         refuse(
             r#"
                 cluster = "-"
@@ -218,7 +226,14 @@ mod tests {
                 id = "1"
                 name = ""
             "#,
-            expect![[""]],
+            expect![[r#"
+                cluster: cluster name "-" has the character '-' at position 0; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
+                gpu[0].model: model name is empty
+                gpu[0].address: PCI address "PCI(0)" is neither a location path like PCIROOT(20)#PCI(0300)#PCI(0000) nor a bus address like 0000:41:00.0
+                gpu[0].serial: serial number "" is not of the form 1 to 64 printable ASCII characters
+                gpu[2].address: 0000:41:00.0 is listed twice
+                vm[0].id: VM id "1" is not of the form 8-4-4-4-12 hexadecimal digits
+                vm[0].name: VM name is empty"#]],
         );
     }
 }

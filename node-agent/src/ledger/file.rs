@@ -265,9 +265,24 @@ mod tests {
         fn refuse(content: &[u8], why: Expect) {
             why.assert_eq(&open_envelope(content, Path::new("/d/ledger")).unwrap_err().to_string());
         }
-        refuse(b"berth-agent-ledger 2 00\n", expect![[""]]);
-        refuse(b"", expect![[""]]);
-        refuse(b"{}\n", expect![[""]]);
+        refuse(
+            b"berth-agent-ledger 2 00\n",
+            expect![
+                "the ledger /d/ledger has format version 2, this agent knows 1; start the newer agent that wrote it"
+            ],
+        );
+        refuse(
+            b"",
+            expect![
+                "the ledger /d/ledger is damaged: its first line is missing. Put back a copy of it. Only if there is none, and no old controller is running any more, move it away: the agent then takes the controller's word as its first, and cannot put back the settings that VMs had before Berth changed them"
+            ],
+        );
+        refuse(
+            b"{}\n",
+            expect![
+                "the ledger /d/ledger is damaged: it does not begin like a ledger. Put back a copy of it. Only if there is none, and no old controller is running any more, move it away: the agent then takes the controller's word as its first, and cannot put back the settings that VMs had before Berth changed them"
+            ],
+        );
     }
 
     #[test]

@@ -77,11 +77,6 @@ impl Controller {
         }
     }
 
-    /// Whether an agent has opened another session.
-    pub(crate) fn has_session(&mut self) -> bool {
-        self.sessions.try_recv().is_ok()
-    }
-
     /// The next session, welcomed.
     pub(crate) async fn welcome(&mut self, term: u64) -> (Talk, v1::Hello) {
         let (talk, hello) = self.session().await;
@@ -118,43 +113,53 @@ impl Talk {
         heard.ok().flatten().map(|message| message.message.unwrap())
     }
 
+    /// The next message that `wanted` takes. Heartbeats go on for ever, so the bound is on all of it.
+    async fn until<T>(&mut self, what: &str, wanted: impl Fn(Said) -> Option<T>) -> T {
+        let heard = async {
+            loop {
+                match self.said.message().await.unwrap_or_default() {
+                    Some(message) => match wanted(message.message.unwrap()) {
+                        Some(found) => return found,
+                        None => continue,
+                    },
+                    None => panic!("the agent ended the session before {what}"),
+                }
+            }
+        };
+        soon(what, heard).await
+    }
+
     /// The next inventory.
     pub(crate) async fn inventory(&mut self) -> InventoryReport {
-        loop {
-            match self.hear().await {
-                Some(Said::Inventory(report)) => return report.try_into().unwrap(),
-                Some(Said::Heartbeat(_) | Said::Progress(_)) => {}
-                Some(Said::Hello(hello)) => panic!("a second {hello:?}"),
-                None => panic!("the agent ended the session"),
-            }
-        }
+        self.until("an inventory", |said| match said {
+            Said::Inventory(report) => Some(report.try_into().unwrap()),
+            Said::Heartbeat(_) | Said::Progress(_) | Said::Hello(_) => None,
+        })
+        .await
     }
 
     /// The next heartbeat.
     pub(crate) async fn heartbeat(&mut self) {
-        while !matches!(self.hear().await.unwrap(), Said::Heartbeat(_)) {}
+        self.until("a heartbeat", |said| matches!(said, Said::Heartbeat(_)).then_some(())).await;
     }
 
     /// The next report about a placement that ends work on it.
     pub(crate) async fn outcome(&mut self) -> Progress {
-        loop {
-            match self.hear().await {
-                Some(Said::Progress(progress)) => {
-                    let progress = Progress::try_from(progress).unwrap();
-                    match progress.report {
-                        StepReport::Working { .. } => {}
-                        StepReport::Satisfied | StepReport::Failed { .. } => return progress,
-                    }
+        self.until("an outcome", |said| match said {
+            Said::Progress(progress) => {
+                let progress = Progress::try_from(progress).unwrap();
+                match progress.report {
+                    StepReport::Working { .. } => None,
+                    StepReport::Satisfied | StepReport::Failed { .. } => Some(progress),
                 }
-                Some(Said::Heartbeat(_) | Said::Inventory(_)) => {}
-                Some(Said::Hello(hello)) => panic!("a second {hello:?}"),
-                None => panic!("the agent ended the session"),
             }
-        }
+            Said::Heartbeat(_) | Said::Inventory(_) | Said::Hello(_) => None,
+        })
+        .await
     }
 
     /// Waits until the agent has left.
     pub(crate) async fn left(mut self) {
-        while self.hear().await.is_some() {}
+        soon("the agent's leaving", async { while matches!(self.said.message().await, Ok(Some(_))) {} }).await;
     }
 }
