@@ -21,7 +21,7 @@ use berth_telemetry::names;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -77,7 +77,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let store = open_store(&config).await?;
     // Before anything is decided: whoever cannot be reached should not lead.
     let listen = |source| StartError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let listener = bind(config.listen).map_err(listen)?;
     let local_addr = listener.local_addr().map_err(listen)?;
 
     let stop = CancellationToken::new();
@@ -140,6 +140,20 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             }
         }
     }
+}
+
+/// Connections not yet accepted. A fleet's agents come back all at once; what the system's default does not hold, it
+/// resets.
+const BACKLOG: u32 = 4_096;
+
+/// Listens. Takes the address again at once after a restart.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // On Windows the same option would let another process share the address.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) -> anyhow::Result<()> {

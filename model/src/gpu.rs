@@ -88,7 +88,9 @@ pub enum QuarantineReason {
 impl fmt::Display for QuarantineReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WrongCard { expected, found } => write!(f, "another card is in the slot: expected {expected}, found {found}"),
+            Self::WrongCard { expected, found } => {
+                write!(f, "another card is in the slot: expected {expected}, found {found}")
+            }
             Self::NotCleanAfterRelease { seen } => write!(f, "did not come back clean after release: {seen}"),
             Self::Operator { reason } => write!(f, "quarantined by an operator: {reason}"),
         }

@@ -147,7 +147,9 @@ text_id!(
 /// Checks the 8-4-4-4-12 form and gives it in lower case.
 fn guid(what: &'static str, text: &str) -> Result<std::sync::Arc<str>, InvalidName> {
     let form_ok = text.len() == 36
-        && text.char_indices().all(|(at, c)| if matches!(at, 8 | 13 | 18 | 23) { c == '-' } else { c.is_ascii_hexdigit() });
+        && text
+            .char_indices()
+            .all(|(at, c)| if matches!(at, 8 | 13 | 18 | 23) { c == '-' } else { c.is_ascii_hexdigit() });
     if form_ok {
         Ok(text.to_ascii_lowercase().into())
     } else {
@@ -258,9 +260,7 @@ mod tests {
         );
         refuse::<VmId>(
             "8fce3318aa0f4de38664278533573cd2",
-            expect![[
-                r#"VM id "8fce3318aa0f4de38664278533573cd2" is not of the form 8-4-4-4-12 hexadecimal digits"#
-            ]],
+            expect![[r#"VM id "8fce3318aa0f4de38664278533573cd2" is not of the form 8-4-4-4-12 hexadecimal digits"#]],
         );
         refuse::<GpuId>("node1", expect![[r#"GPU id "node1" is not of the form NODE/ADDRESS"#]]);
     }

@@ -63,7 +63,11 @@ impl BootId {
         if (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
             Ok(Self(text.into()))
         } else {
-            Err(InvalidName::Form { what: "boot id", text: text.to_owned(), form: "1 to 64 printable ASCII characters" })
+            Err(InvalidName::Form {
+                what: "boot id",
+                text: text.to_owned(),
+                form: "1 to 64 printable ASCII characters",
+            })
         }
     }
 

@@ -12,7 +12,9 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPci {
     /// Neither a location path nor a bus address.
-    #[error("PCI address {0:?} is neither a location path like PCIROOT(20)#PCI(0300)#PCI(0000) nor a bus address like 0000:41:00.0")]
+    #[error(
+        "PCI address {0:?} is neither a location path like PCIROOT(20)#PCI(0300)#PCI(0000) nor a bus address like 0000:41:00.0"
+    )]
     Address(String),
     /// Not `vvvv:dddd` or `vvvv:dddd:ssss:ssss`.
     #[error("PCI id {0:?} is not VENDOR:DEVICE or VENDOR:DEVICE:SUBVENDOR:SUBDEVICE in four hexadecimal digits each")]

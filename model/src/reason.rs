@@ -3,7 +3,7 @@
 use crate::gpu::{Finding, QuarantineReason};
 use crate::id::{GpuId, ModelName, NodeName, PlacementName, RequestId, VmId};
 use crate::pci::DeviceAddress;
-use crate::request::FieldError;
+use crate::request::{FieldError, PlacementRequest};
 use crate::time::Timestamp;
 use crate::vm::VmSelector;
 use std::fmt;
@@ -344,7 +344,13 @@ impl fmt::Display for Explanation {
         if self.nodes == 0 {
             return f.write_str("no node has ever connected");
         }
-        write!(f, "none of {} nodes can give {} GPU{} now (", self.nodes, self.gpus, if self.gpus == 1 { "" } else { "s" })?;
+        write!(
+            f,
+            "none of {} nodes can give {} GPU{} now (",
+            self.nodes,
+            self.gpus,
+            if self.gpus == 1 { "" } else { "s" }
+        )?;
         for (at, (name, count)) in self.counts.iter().enumerate() {
             write!(f, "{}{name}: {count}", if at > 0 { ", " } else { "" })?;
         }
@@ -366,9 +372,13 @@ pub enum Refusal {
     /// Fields of the request are wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
-    /// Nothing fits now.
+    /// Nothing fits now, and why.
     #[error("{0}")]
     NotPlaceable(Box<Explanation>),
+    /// Nothing fits now. Why is worked out from the world by whoever tells the caller: it costs time in proportion to
+    /// the fleet, which deciding must not.
+    #[error("nothing fits now")]
+    NoRoom(Box<PlacementRequest>),
     /// The request id was used for something else.
     #[error("request id {request_id} was used for placement {placement} already, with another {field}")]
     RequestIdReused {
@@ -399,7 +409,9 @@ pub enum Refusal {
         nodes: Vec<NodeName>,
     },
     /// The VM is a clustered role and the request does not allow changing that.
-    #[error("VM {vm} on {node} is a clustered role, which fails over; set allow_standalone to have it taken out, or take it out yourself")]
+    #[error(
+        "VM {vm} on {node} is a clustered role, which fails over; set allow_standalone to have it taken out, or take it out yourself"
+    )]
     VmClustered {
         /// The VM.
         vm: VmId,
@@ -506,8 +518,10 @@ impl Refusal {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Invalid(_) => ErrorClass::InvalidArgument,
-            Self::NotPlaceable(_) => ErrorClass::NotPlaceable,
-            Self::RequestIdReused { .. } | Self::NameTaken(_) | Self::VmHasPlacement { .. } => ErrorClass::AlreadyExists,
+            Self::NotPlaceable(_) | Self::NoRoom(_) => ErrorClass::NotPlaceable,
+            Self::RequestIdReused { .. } | Self::NameTaken(_) | Self::VmHasPlacement { .. } => {
+                ErrorClass::AlreadyExists
+            }
             Self::VmAmbiguous { .. }
             | Self::VmClustered { .. }
             | Self::NotHeld { .. }
@@ -527,7 +541,7 @@ impl Refusal {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "INVALID_FIELDS",
-            Self::NotPlaceable(_) => "NOT_PLACEABLE",
+            Self::NotPlaceable(_) | Self::NoRoom(_) => "NOT_PLACEABLE",
             Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
             Self::NameTaken(_) => "NAME_TAKEN",
             Self::VmHasPlacement { .. } => "VM_HAS_PLACEMENT",

@@ -178,7 +178,10 @@ fn list<T: std::str::FromStr<Err = InvalidName> + PartialEq>(
     texts: &[String],
 ) -> Vec<T> {
     if texts.len() > MAX_ALTERNATIVES {
-        errors.push(FieldError::new(name, format_args!("{} entries, at most {MAX_ALTERNATIVES} are allowed", texts.len())));
+        errors.push(FieldError::new(
+            name,
+            format_args!("{} entries, at most {MAX_ALTERNATIVES} are allowed", texts.len()),
+        ));
         return Vec::new();
     }
     let mut found: Vec<T> = Vec::with_capacity(texts.len());

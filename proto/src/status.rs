@@ -88,7 +88,8 @@ pub fn refusal_to_status(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Invalid(errors) => details.fields(errors),
         Refusal::NotPlaceable(explanation) => details.explanation(v1::Explanation::from(explanation.as_ref())),
-        Refusal::RequestIdReused { .. }
+        Refusal::NoRoom(_)
+        | Refusal::RequestIdReused { .. }
         | Refusal::NameTaken(_)
         | Refusal::VmHasPlacement { .. }
         | Refusal::VmAmbiguous { .. }
@@ -133,6 +134,7 @@ fn metadata(refusal: &Refusal) -> Vec<(&'static str, String)> {
             let near = explanation.nearest.as_ref().map(|n| n.node.to_string());
             [("gpus", explanation.gpus.to_string())].into_iter().chain(nearest(near)).collect()
         }
+        Refusal::NoRoom(request) => vec![("gpus", request.gpus.to_string())],
         Refusal::RequestIdReused { request_id, placement, field } => vec![
             ("request_id", request_id.to_string()),
             ("placement", placement.to_string()),

@@ -401,7 +401,7 @@ fn the_queue_is_served_oldest_first_when_room_appears() {
     f.create(Draft { queue: wait, ..request("p2", "b", 1) }).unwrap();
     f.now = f.now.after(Duration::from_secs(1));
     f.create(Draft { queue: wait, ..request("p0", "c", 1) }).unwrap();
-    assert!(matches!(f.create(request("p3", "d", 1)), Err(Refusal::NotPlaceable(_))));
+    assert!(matches!(f.create(request("p3", "d", 1)), Err(Refusal::NoRoom(_))));
     f.release("p1");
     f.pass(Duration::ZERO);
     f.check(expect![[r#"

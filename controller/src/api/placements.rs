@@ -4,6 +4,7 @@ use super::page::Page;
 use super::plan;
 use super::watch::{PlacementChanges, Stream, Watches};
 use super::{Sources, now, refused, view};
+use crate::leader::CallError;
 use axum::extract::ConnectInfo;
 use berth_core::decide::Input;
 use berth_core::schedule::nearest;
@@ -27,12 +28,19 @@ pub(crate) struct PlacementsService {
     pub(crate) sources: Sources,
     pub(crate) watches: Watches,
     pub(crate) planner: plan::Planner,
+    pub(crate) explainer: plan::Explainer,
 }
 
 impl PlacementsService {
     /// Has an input decided, and shows the placement that it is about.
     async fn submit(&self, input: Input) -> Result<Response<v1::Placement>, Status> {
-        let decided = self.sources.leader.submit(input).await?;
+        let decided = match self.sources.leader.submit(input).await {
+            Ok(decided) => decided,
+            Err(CallError::Refused(Refusal::NoRoom(request))) => {
+                return Err(self.explainer.explain(self.sources.replica.now(), request).await);
+            }
+            Err(error) => return Err(error.into()),
+        };
         let Some(placement) = decided.placement else {
             return Err(status::failure(ErrorClass::Internal, "NO_PLACEMENT", "the decision names no placement"));
         };

@@ -55,6 +55,39 @@ impl Planner {
     }
 }
 
+/// Works out why a request that was refused for want of room does not fit, beside the leader.
+#[derive(Clone)]
+pub(crate) struct Explainer {
+    places: Arc<Semaphore>,
+}
+
+impl Default for Explainer {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(AT_A_TIME)) }
+    }
+}
+
+impl Explainer {
+    /// The refusal with its explanation, as the world is in `snapshot`.
+    pub(crate) async fn explain(&self, snapshot: Arc<Snapshot>, request: Box<PlacementRequest>) -> Status {
+        let Ok(Ok(place)) = tokio::time::timeout(TURN, Arc::clone(&self.places).acquire_owned()).await else {
+            // So many are refused that explaining each would take longer than they wait: the plain answer, then.
+            return status::refusal_to_status(&Refusal::NoRoom(request));
+        };
+        let explained = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            schedule::schedule(&snapshot.world, &request, now())
+        });
+        match explained.await {
+            Ok(Err(refusal)) => status::refusal_to_status(&refusal),
+            Ok(Ok(_)) => status::failure(ErrorClass::Unavailable, "ROOM_APPEARED", "room has just appeared; try again"),
+            Err(_) => {
+                status::failure(ErrorClass::Internal, "EXPLAIN_FAILED", "nothing fits; why could not be worked out")
+            }
+        }
+    }
+}
+
 fn answer(snapshot: &Snapshot, requests: &[PlacementRequest], now: Timestamp) -> Result<v1::PlanResponse, Status> {
     let planned = schedule::plan(&snapshot.world, requests, now).into_iter().map(show).collect();
     let mut response = v1::PlanResponse { planned, revision: snapshot.revision };

@@ -5,7 +5,7 @@ use super::inventory::InventoryService;
 use super::json::Transcoder;
 use super::operations::OperationsService;
 use super::placements::PlacementsService;
-use super::plan::Planner;
+use super::plan::{Explainer, Planner};
 use super::summary::Summaries;
 use super::watch::Watches;
 use super::{MAX_REQUEST_BYTES, Sources};
@@ -71,7 +71,12 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router,
     let health = HealthService { replica: sources.replica.clone(), watches: watches.clone() };
     let inventory =
         InventoryService { sources: sources.clone(), summaries: summaries.clone(), watches: watches.clone() };
-    let placements = PlacementsService { sources: sources.clone(), watches, planner: Planner::default() };
+    let placements = PlacementsService {
+        sources: sources.clone(),
+        watches,
+        planner: Planner::default(),
+        explainer: Explainer::default(),
+    };
     let operations = OperationsService { sources, summaries };
     let reflection = || {
         tonic_reflection::server::Builder::configure()

@@ -183,7 +183,7 @@ async fn after_a_reload_a_delta_means_nothing_until_a_full_report() {
     fixture.leader.feed(session(1), input).await.unwrap();
     // Decided after the delta: the queue keeps its order.
     let error = fixture.leader.submit(create(2, "a")).await.unwrap_err();
-    assert!(matches!(error, CallError::Refused(Refusal::NotPlaceable(_))), "{error}");
+    assert!(matches!(error, CallError::Refused(Refusal::NoRoom(_))), "{error}");
     assert!(!fixture.is_ready());
     fixture.report(1, 2, &[]).await;
     eventually("the node is ready", || fixture.is_ready()).await;

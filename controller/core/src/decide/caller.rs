@@ -46,17 +46,15 @@ impl Brain {
         }
         let name = request.name.clone();
         let queue = request.queue;
-        let placed = match schedule::schedule(&self.world, &request, draft.now) {
-            Ok(assignment) => Some(assignment),
-            Err(Refusal::NotPlaceable(_)) if queue.is_some() => {
-                let queued = self.world.queued();
-                if queued >= self.limits.queued {
-                    return Err(Refusal::QueueFull { queued });
-                }
-                None
+        let placed = schedule::find(&self.world, &request, draft.now)?;
+        if placed.is_none() {
+            let queued = self.world.queued();
+            if queue.is_none() {
+                return Err(Refusal::NoRoom(Box::new(request)));
+            } else if queued >= self.limits.queued {
+                return Err(Refusal::QueueFull { queued });
             }
-            Err(refusal) => return Err(refusal),
-        };
+        }
         self.put(
             draft,
             Placement {
