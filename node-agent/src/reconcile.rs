@@ -243,7 +243,11 @@ impl Reconcile {
             self.work.set_idle(observe);
         }
         if *surveys != self.taken.surveys {
+            // Asked for by a controller that lost what it was told: it needs what did not change, too.
             self.work.look_now();
+            if session.is_some() {
+                self.work.new_session();
+            }
         }
         match session {
             None => self.work.no_session(),
