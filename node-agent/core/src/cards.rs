@@ -60,7 +60,7 @@ const fn card(model: &'static str, id: PciId, vram_gib: u64, aperture_gib: u64, 
 
 /// Every known model, by name. `G2` and `G3` are models whose maker the public openb traces keep secret: entries of
 /// ordinary size, with ids no vendor uses.
-pub const CARDS: [Card; 15] = [
+pub const CARDS: [Card; 16] = [
     card("A10", nvidia(0x2236, None), 24, 32, false),
     card("A100", nvidia(0x20f1, None), 40, 64, false),
     Card { gpus_per_board: 4, ..card("A16", nvidia(0x25b6, Some(0x14a9)), 16, 16, false) },
@@ -70,6 +70,12 @@ pub const CARDS: [Card; 15] = [
     card("G2", PciId { vendor: 0xfff0, device: 0x0002, subsystem: None }, 16, 16, false),
     card("G3", PciId { vendor: 0xfff0, device: 0x0003, subsystem: None }, 32, 32, false),
     card("H100", nvidia(0x2331, Some(0x1626)), 80, 128, false),
+    // Read from a real card's configuration space: its 16 MiB of registers lie above 4 GiB, unlike older cards'.
+    Card {
+        low_bytes: 0,
+        high_bytes: 128 * GIB + 48 * MIB,
+        ..card("H100SXM", nvidia(0x2330, Some(0x16c1)), 80, 128, true)
+    },
     card("L4", nvidia(0x27b8, None), 24, 32, false),
     card("L40S", nvidia(0x26b9, None), 48, 64, true),
     card("P100", nvidia(0x15f8, None), 16, 16, true),
