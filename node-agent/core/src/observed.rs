@@ -5,7 +5,7 @@ use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
 use berth_model::node::BootId;
 use berth_model::pci::DeviceAddress;
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings of a VM that matter to device assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,9 @@ pub struct HostView {
     pub companions: BTreeMap<DeviceAddress, GpuState>,
     /// VMs, by id.
     pub vms: BTreeMap<VmId, VmView>,
+    /// Those of `vms` that this look did not show, although they were there a moment ago: what is said of them is memory.
+    /// Nobody knows which devices they list now. A driver leaves this empty; [`crate::report::Tracker`] fills it.
+    pub unseen: BTreeSet<VmId>,
 }
 
 impl HostView {

@@ -214,6 +214,10 @@ fn seen_in_guest(desired: &DesiredPlacement, vm: &VmView) -> bool {
 
 fn detached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Next {
     let vm = view.vms.get(&desired.vm);
+    if view.unseen.contains(&desired.vm) {
+        // It may list more than it did when it was last seen.
+        return Next::Wait(Violation::UnseenVm(desired.vm.clone()).to_string());
+    }
     if let Some(vm) = vm
         && let Some(next) = leave_vm(desired, vm, view, memory)
     {

@@ -67,7 +67,7 @@ impl Tracker {
         self.track_vms(&mut view, wanted.map(|p| &p.vm).chain(&remembered));
         // A device in the pool that a VM listed a moment ago is not free because that VM does not show.
         let listed: BTreeMap<DeviceAddress, VmId> = (view.vms.values())
-            .filter(|vm| vm.vm.state == VmState::Unknown)
+            .filter(|vm| view.unseen.contains(&vm.vm.id))
             .flat_map(|vm| vm.vm.devices.iter().map(move |device| (device, &vm.vm.id)))
             .filter_map(|(device, vm)| match device {
                 VmDevice::At(address) => Some((address.clone(), vm.clone())),
@@ -188,6 +188,7 @@ impl Tracker {
                 vm.vm.state = VmState::Unknown;
                 vm.guest = None;
                 view.vms.insert(id.clone(), vm);
+                view.unseen.insert(id.clone());
             }
         }
         for id in gone {

@@ -91,6 +91,9 @@ pub enum Violation {
         /// What it does.
         state: &'static str,
     },
+    /// A VM does not show; it may list the device.
+    #[error("VM {0} did not show; nobody knows which devices it has")]
+    UnseenVm(VmId),
     /// The VM has a saved state that the step would destroy.
     #[error("VM {0} has a saved state that would be lost; start it or delete the saved state first")]
     Saved(VmId),
@@ -130,7 +133,7 @@ impl Violation {
     /// Whether looking again later can clear it without anyone's doing.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::UnknownDevice(_) | Self::Unsettled { .. } => true,
+            Self::UnknownDevice(_) | Self::Unsettled { .. } | Self::UnseenVm(_) => true,
             Self::NotWanted
             | Self::OtherVm(_)
             | Self::NoVm(_)
@@ -367,6 +370,9 @@ impl<'a> Rules<'a> {
         if !functions.contains(address) {
             return Err(Violation::NotNamed(address.clone()));
         }
+        if !record_only {
+            self.all_seen()?;
+        }
         let holders = functions.iter().flat_map(|f| self.view.holders(f).map(move |holder| (f, &holder.vm.id)));
         for (function, holder) in holders {
             let to_host = matches!(step, Step::Mount { .. } | Step::Enable { .. });
@@ -378,6 +384,11 @@ impl<'a> Rules<'a> {
             }
         }
         Ok(functions)
+    }
+
+    /// Who holds a device is only known when every VM shows.
+    fn all_seen(&self) -> Result<(), Violation> {
+        self.view.unseen.first().map_or(Ok(()), |vm| Err(Violation::UnseenVm(vm.clone())))
     }
 
     fn settled(&self, vm: &VmView) -> Result<(), Violation> {
@@ -416,6 +427,7 @@ impl<'a> Rules<'a> {
 
     fn start(&self, vm: &VmView) -> Result<(), Violation> {
         self.settled(vm)?;
+        self.all_seen()?;
         self.no_foreign(vm)?;
         if stale(vm) > 0 {
             return Err(Violation::ForeignRecord(vm.vm.id.clone()));

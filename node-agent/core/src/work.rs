@@ -36,6 +36,8 @@ pub struct Pace {
     pub wait: Duration,
     /// Pause between looks when nothing is to be done.
     pub idle: Duration,
+    /// Steps under way at once, of different placements.
+    pub at_once: usize,
 }
 
 impl Default for Pace {
@@ -55,6 +57,8 @@ impl Default for Pace {
             wait: Duration::from_secs(2),
             // A changed host is seen within half a minute; a look costs the host a process or two.
             idle: Duration::from_secs(30),
+            // The host's own management serialises much; more only wait there, and grow old doing so.
+            at_once: 8,
         }
     }
 }
@@ -284,6 +288,8 @@ impl Work {
     fn decide(&mut self, now: Timestamp) -> Vec<Start> {
         let Some((number, view)) = self.view.take() else { return Vec::new() };
         let mut start = Vec::new();
+        let acting = |job: &&Job| matches!(job.stage, Stage::Acting { .. });
+        let mut room = self.pace.at_once.max(1).saturating_sub(self.jobs.values().filter(acting).count());
         let due = |job: &Job| matches!(job.stage, Stage::Due { look } if look <= number);
         let uids: Vec<_> = self.jobs.iter().filter(|(_, job)| due(job)).map(|(uid, _)| uid.clone()).collect();
         for uid in uids {
@@ -291,7 +297,8 @@ impl Work {
             let Some(job) = self.jobs.get_mut(&uid) else { continue };
             // A VM that the look lacks may still show itself; a plan needs to know.
             let settled = view.vms.contains_key(&job.desired.vm) || self.tracker.vm_is_gone(&job.desired.vm);
-            if blocked || !settled {
+            // A step is decided when it can begin, not to lie about until the look it rests on is old.
+            if blocked || !settled || room == 0 {
                 job.stage = Stage::Paused { until: now.after(self.pace.wait) };
                 continue;
             }
@@ -300,6 +307,7 @@ impl Work {
                 Verdict::Say => self.progress.extend(job.standing(&uid, self.generation)),
                 Verdict::Act { step, attempt } => {
                     self.progress.extend(job.standing(&uid, self.generation));
+                    room -= 1;
                     start.push(Start { uid, step, attempt, trace: job.desired.trace.clone() });
                 }
             }

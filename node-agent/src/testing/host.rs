@@ -97,6 +97,7 @@ impl FakeHost {
             gpus: (0..cards).map(|card| (address(card), gpu(card))).collect(),
             companions: BTreeMap::new(),
             vms: (0..cards).map(|card| (vm_id(card), vm(card))).collect(),
+            unseen: std::collections::BTreeSet::new(),
         };
         Self {
             view: Mutex::new(view),

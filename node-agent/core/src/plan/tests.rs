@@ -8,7 +8,7 @@ use berth_model::gpu::{Finding, Fingerprint, GpuHealth, ObservedGpu, QuarantineR
 use berth_model::node::BootId;
 use berth_model::vm::{ObservedVm, VmDevice};
 use expect_test::{Expect, expect};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const VM: &str = "8fce3318-aa0f-4de3-8664-278533573cd2";
 pub(crate) const OTHER_VM: &str = "11111111-aa0f-4de3-8664-278533573cd2";
@@ -78,6 +78,7 @@ pub(crate) fn view() -> HostView {
         gpus: BTreeMap::from([(at(GPU), gpu)]),
         companions: BTreeMap::from([(at(AUDIO), state)]),
         vms: BTreeMap::from([(id(VM), vm_view(VM, VmState::Off)), (id(OTHER_VM), vm_view(OTHER_VM, VmState::Off))]),
+        unseen: BTreeSet::new(),
     }
 }
 

@@ -188,6 +188,33 @@ fn stopping_needs_a_reason() {
 }
 
 #[test]
+fn while_a_vm_does_not_show_nobody_knows_who_has_a_device() {
+    for vm in [VM, OTHER_VM].map(id) {
+        let mut view = view();
+        set_state(&mut view, GPU, GpuState::Pooled);
+        set_state(&mut view, AUDIO, GpuState::Pooled);
+        view.vms.get_mut(&vm).unwrap().vm.state = VmState::Unknown;
+        view.unseen.insert(vm.clone());
+        for (intent, step) in [
+            (Intent::Detached, Step::Mount { address: at(GPU) }),
+            (Intent::Attached, Step::Disable { address: at(GPU) }),
+            (Intent::Attached, Step::Dismount { address: at(GPU) }),
+        ] {
+            let refused = check(&step, &desired(intent), &view, &Memory::default()).unwrap_err();
+            assert_eq!(refused, Violation::UnseenVm(vm.clone()));
+            assert!(refused.may_pass());
+        }
+        for intent in [Intent::Attached, Intent::Detached] {
+            let next = plan(&desired(intent), &view, &Memory::default());
+            let waits = matches!(next, Next::Wait(_));
+            // Its own VM is there and off: settings are its own business.
+            let own = matches!(next, Next::Do(Step::ConfigureVm { .. })) && vm == id(OTHER_VM);
+            assert!(waits || own, "{next:?}");
+        }
+    }
+}
+
+#[test]
 fn a_placement_without_gpus_may_touch_no_device() {
     for intent in [Intent::Attached, Intent::Detached] {
         let mut desired = desired(intent);

@@ -20,7 +20,7 @@ use berth_model::node::{BootId, HostFacts};
 use berth_model::pci::{DeviceAddress, PciId};
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
 use berth_model::{NodeName, VmId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use saved::{NotRestored, Saved};
 
@@ -236,8 +236,13 @@ impl Host {
 
     /// How things are, without anything going wrong.
     pub fn look(&self) -> HostView {
-        let mut view =
-            HostView { boot: self.boot(), gpus: BTreeMap::new(), companions: BTreeMap::new(), vms: BTreeMap::new() };
+        let mut view = HostView {
+            boot: self.boot(),
+            gpus: BTreeMap::new(),
+            companions: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            unseen: BTreeSet::new(),
+        };
         for (address, card) in self.slots.iter().filter_map(|(address, card)| Some((address, card.as_ref()?))) {
             for (function, is) in &card.functions {
                 let state = self.state(card, function, *is);
