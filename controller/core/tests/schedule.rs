@@ -87,6 +87,18 @@ fn who_does_not_care_gets_the_most_plentiful_model() {
 }
 
 #[test]
+fn of_models_equally_plentiful_the_larger_is_spared() {
+    let large = |name: &str| {
+        let mut node = node_of(name, 8, "H100");
+        node.gpus.values_mut().for_each(|gpu| gpu.observed.survey.vram_bytes = Some(80 << 30));
+        node
+    };
+    let world = world([large("a"), node_of("b", 8, "L4")]);
+    check(&world, draft("any", 1), expect!["b L4: PCIROOT(0)#PCI(0000)"]);
+    check(&world, Draft { min_vram_bytes: 40 << 30, ..draft("large", 1) }, expect!["a H100: PCIROOT(0)#PCI(0000)"]);
+}
+
+#[test]
 fn whole_slots_are_kept() {
     let mut world = world([node_of("big", 8, "A16"), node_of("four", 4, "A16"), node_of("three", 3, "A16")]);
     check(&world, draft("one", 1), expect!["three A16: PCIROOT(0)#PCI(0000)"]);

@@ -6,7 +6,7 @@
 
 use super::ask::Ask;
 use super::pick::{pick, shape};
-use super::score::{RoomScore, Score, plenty};
+use super::score::{ModelRank, RoomScore, Score};
 use crate::world::index::room;
 use crate::world::{Gpu, Node, World};
 use berth_model::placement::{AssignedGpu, Assignment, Pin, PinReason};
@@ -112,8 +112,8 @@ pub(super) fn fit<'a>(ask: &Ask<'_>, node: &'a Node, model: &'a ModelName) -> Re
 impl<'a> Fit<'a> {
     /// The score of the node's room, from the node itself.
     fn room_score(&self, world: &World, ask: &Ask<'_>) -> RoomScore {
-        let plenty = plenty(world.index().model(self.model).map_or(0, |entry| entry.available));
-        RoomScore::new(plenty, &room(self.node, &self.available), ask.request.gpus, ask.need)
+        let rank = world.index().model(self.model).map_or_else(ModelRank::default, |entry| ModelRank::new(entry));
+        RoomScore::new(rank, &room(self.node, &self.available), ask.request.gpus, ask.need)
     }
 
     /// Rates it, given the score of its room.

@@ -1,7 +1,7 @@
 //! What makes one place better than another. The order of the fields is the priority; less is better everywhere.
 
 use super::pick::Shape;
-use crate::world::index::{Room, Share};
+use crate::world::index::{ModelIndex, Room, Share};
 use berth_model::{ModelName, NodeName};
 use std::cmp::Reverse;
 
@@ -32,10 +32,8 @@ pub(super) struct Score {
 /// The part of a score that all nodes of one room share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RoomScore {
-    /// Doublings of the model's available GPUs in the fleet. The most plentiful model goes first: what is rare, and what
-    /// requests by name have made rare, is spared by those that do not care. Doublings, not counts: between models about
-    /// equally plentiful what follows decides.
-    pub(super) plenty: Reverse<u32>,
+    /// Which model goes first.
+    pub(super) model: ModelRank,
     /// GPUs of the largest whole slot (16, 8 or 4) that is broken.
     pub(super) breaks: u32,
     /// Whether the GPUs cannot all be on one known NUMA node.
@@ -54,17 +52,32 @@ fn slot(gpus: u32) -> u32 {
     if gpus < SMALLEST_SLOT { 0 } else { 1 << gpus.ilog2() }
 }
 
-/// How plentiful a model is, in doublings.
-pub(super) fn plenty(available: u32) -> Reverse<u32> {
-    Reverse(available.checked_ilog2().unwrap_or(0))
+/// Which model goes first to a request that would take several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ModelRank {
+    /// Doublings of the model's available GPUs in the fleet. The most plentiful model goes first: what is rare, and what
+    /// requests by name have made rare, is spared by those that do not care. Doublings, not counts: between models about
+    /// equally plentiful what follows decides.
+    plenty: Reverse<u32>,
+    /// Doublings of the memory of its smallest GPU: of models about equally plentiful the larger ones are spared. Unknown
+    /// memory counts as none.
+    memory: u32,
+}
+
+impl ModelRank {
+    pub(super) fn new(entry: &ModelIndex) -> Self {
+        let doublings = |count: u64| count.checked_ilog2().unwrap_or(0);
+        let smallest = entry.vram.keys().next().copied().flatten().unwrap_or(0);
+        Self { plenty: Reverse(doublings(u64::from(entry.available))), memory: doublings(smallest) }
+    }
 }
 
 impl RoomScore {
-    pub(super) fn new(plenty: Reverse<u32>, room: &Room, gpus: u32, need: Share) -> Self {
+    pub(super) fn new(model: ModelRank, room: &Room, gpus: u32, need: Share) -> Self {
         let left = room.available.saturating_sub(gpus);
         let Share { cpu, memory } = room.share;
         Self {
-            plenty,
+            model,
             breaks: slot(room.available) - slot(left),
             crosses_numa: gpus > 1 && room.one_numa < gpus,
             short: need.cpu.saturating_sub(cpu) + need.memory.saturating_sub(memory),

@@ -5,13 +5,12 @@
 
 use super::ask::Ask;
 use super::filter::{self, Choice};
-use super::score::{RoomScore, plenty};
+use super::score::{ModelRank, RoomScore};
 use crate::world::index::{ModelIndex, Room, Rooms};
 use crate::world::{Node, World};
 use berth_model::request::Locality;
 use berth_model::{ModelName, NodeName};
 use imbl::OrdSet;
-use std::cmp::Reverse;
 
 /// Nodes that fit and are compared when their rooms score alike: such nodes differ only in cards and pool.
 const COMPARED: usize = 2;
@@ -47,17 +46,17 @@ enum Found<'w> {
     TooManyMisses,
 }
 
-/// A model that the request would take, how plentiful it is, and what is known of it.
-type Model<'w> = (Reverse<u32>, &'w ModelName, &'w ModelIndex);
+/// A model that the request would take, its rank, and what is known of it.
+type Model<'w> = (ModelRank, &'w ModelName, &'w ModelIndex);
 
 fn by_index<'w>(world: &'w World, ask: &Ask<'_>) -> Found<'w> {
     let mut models: Vec<Model<'w>> = world
         .index()
         .models()
         .filter(|(name, entry)| takes_model(ask, name, entry))
-        .map(|(name, entry)| (plenty(entry.available), name, &**entry))
+        .map(|(name, entry)| (ModelRank::new(entry), name, &**entry))
         .collect();
-    models.sort_by_key(|(plenty, name, _)| (*plenty, *name));
+    models.sort_by_key(|(rank, name, _)| (*rank, *name));
     let mut misses = 0;
     for class in models.chunk_by(|a, b| a.0 == b.0) {
         // Mostly the first score holds it: looking for the next best again and again beats sorting all rooms.
@@ -81,10 +80,10 @@ fn next_rooms<'w>(
 ) -> Option<(RoomScore, Vec<(&'w ModelName, &'w OrdSet<NodeName>)>)> {
     let mut best: Option<RoomScore> = None;
     let mut rooms = Vec::new();
-    for (plenty, model, entry) in class {
+    for (rank, model, entry) in class {
         for (room, nodes) in rooms_of(ask, entry).into_iter().flat_map(|all| all.range(Room::from(ask.request.gpus)..))
         {
-            let score = RoomScore::new(*plenty, room, ask.request.gpus, ask.need);
+            let score = RoomScore::new(*rank, room, ask.request.gpus, ask.need);
             if tried.is_some_and(|tried| score <= tried)
                 || best.is_some_and(|best| best < score)
                 || !may_hold(ask, room)
