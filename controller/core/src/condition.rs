@@ -13,14 +13,12 @@ pub const LOST_AFTER: Duration = Duration::from_secs(30);
 /// The conditions of a placement at `now`.
 pub fn conditions(world: &World, placement: &Placement, now: Timestamp) -> Vec<Condition> {
     let mut found = Vec::new();
-    if placement.phase.holds_claims() {
-        if let Some(node) = placement.assignment.as_ref().and_then(|a| world.node(&a.node)) {
-            if let Link::Disconnected { since } = node.link {
-                if now.since(since) >= LOST_AFTER {
-                    found.push(Condition::NodeLost { since });
-                }
-            }
-        }
+    if placement.phase.holds_claims()
+        && let Some(node) = placement.assignment.as_ref().and_then(|a| world.node(&a.node))
+        && let Link::Disconnected { since } = node.link
+        && now.since(since) >= LOST_AFTER
+    {
+        found.push(Condition::NodeLost { since });
     }
     let live = world.live(placement.name());
     if let Some((since, what)) = live.and_then(|live| live.drift.clone()) {

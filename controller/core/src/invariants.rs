@@ -1,7 +1,7 @@
 //! The rules of truth, recomputed from scratch and compared with what is kept up to date step by step.
 
 use crate::decide::Claimed;
-use crate::world::World;
+use crate::world::{Live, Node, World};
 use berth_model::placement::{Phase, Placement};
 use berth_model::{GpuId, PlacementName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,6 +97,34 @@ fn check_placement(world: &World, placement: &Placement, found: &mut Vec<Violati
             ));
         }
     }
+}
+
+/// How two worlds differ in what readers are shown; empty when they show the same. For comparing a copy with its
+/// original; costs time in proportion to both.
+pub fn differences(one: &World, other: &World) -> Vec<String> {
+    fn compare<K: Ord + fmt::Display, T: PartialEq + fmt::Debug>(
+        what: &str,
+        one: BTreeMap<K, T>,
+        mut other: BTreeMap<K, T>,
+        found: &mut Vec<String>,
+    ) {
+        for (key, value) in one {
+            match other.remove(&key) {
+                Some(twin) if twin == value => {}
+                twin => found.push(format!("{what} {key}: {value:?} here, {twin:?} there")),
+            }
+        }
+        found.extend(other.into_iter().map(|(key, twin)| format!("{what} {key}: nothing here, {twin:?} there")));
+    }
+    let placements = |world: &World| -> BTreeMap<_, _> {
+        let shown = |p: &Placement| (p.clone(), world.live(p.name()).map(|live| Live::clone(live)).unwrap_or_default());
+        world.placements().map(|placement| (placement.name().clone(), shown(placement))).collect()
+    };
+    let nodes = |world: &World| world.nodes().map(|node| (node.name.clone(), Node::clone(node))).collect();
+    let mut found = Vec::new();
+    compare("placement", placements(one), placements(other), &mut found);
+    compare("node", nodes(one), nodes(other), &mut found);
+    found
 }
 
 /// Everything that must be claimed in the store, by whom: what the shell compares with what is there.

@@ -33,6 +33,12 @@ pub enum Link {
         /// Since when; the controller's own start when it was never connected since.
         since: Timestamp,
     },
+    /// Nobody tells this controller: it does not lead, and hears of no leader, or not of this node yet. What is known is
+    /// memory, and the node may be connected or not.
+    Unheard {
+        /// Since when.
+        since: Timestamp,
+    },
 }
 
 /// How good the view of a node is.
@@ -50,7 +56,7 @@ pub enum View {
 }
 
 /// One node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: NodeName,
@@ -103,7 +109,7 @@ impl Node {
     pub fn not_ready(&self) -> Option<Unavailable> {
         match (&self.link, &self.view) {
             (Link::Disconnected { since }, _) => Some(Unavailable::NodeDisconnected { since: *since }),
-            (Link::Connected { .. }, View::NotReported) => Some(Unavailable::NodeNotFresh),
+            (Link::Unheard { .. }, _) | (Link::Connected { .. }, View::NotReported) => Some(Unavailable::NodeNotFresh),
             (Link::Connected { .. }, View::Failed { why }) => Some(Unavailable::SurveyFailed { why: why.clone() }),
             (Link::Connected { .. }, View::Complete) => None,
         }
@@ -463,6 +469,13 @@ impl World {
         self.live.remove(name);
     }
 
+    /// Removes a node. Placements that own GPUs of it keep them, and own them again when it comes back.
+    pub fn remove_node(&mut self, name: &NodeName) {
+        if let Some(before) = self.nodes.remove(name) {
+            self.reindex(Some(&before), None);
+        }
+    }
+
     /// Takes a placement out of everything derived.
     fn forget(&mut self, name: &PlacementName) {
         let Some(old) = self.placements.get(name).cloned() else { return };
@@ -552,10 +565,10 @@ fn claim(node: &mut Node, placement: &Placement) {
 fn unclaim(node: &mut Node, placement: &Placement) {
     let Some(assignment) = &placement.assignment else { return };
     for assigned in &assignment.gpus {
-        if let Some(gpu) = node.gpus.get_mut(&assigned.address) {
-            if gpu.claim.as_ref() == Some(placement.name()) {
-                gpu.claim = None;
-            }
+        if let Some(gpu) = node.gpus.get_mut(&assigned.address)
+            && gpu.claim.as_ref() == Some(placement.name())
+        {
+            gpu.claim = None;
         }
     }
     let Resources { cpu_milli, memory_bytes } = placement.request.resources;

@@ -70,10 +70,8 @@ impl Brain {
 
     /// Goes on with the pass through the queue, oldest first; who fits is placed, who does not keeps its turn.
     fn serve_queue(&mut self, draft: &mut Draft) {
-        if self.pass.is_none() {
-            if !std::mem::take(&mut self.room) {
-                return;
-            }
+        if self.pass.is_none() && !std::mem::take(&mut self.room) {
+            return;
         }
         let waiting: Vec<_> = self.world.queue_after(self.pass.as_ref()).take(QUEUE_LOOKS).cloned().collect();
         let last_of_pass = waiting.len() < QUEUE_LOOKS;
