@@ -213,10 +213,12 @@ mod tests {
     }
 
     fn show(phase: &Phase) -> String {
-        match phase {
-            Phase::Releasing { cause: ReleaseCause::Failure(_), .. } => "Releasing after failure".into(),
-            Phase::Failed { undone, .. } => format!("Failed{}", if *undone { "" } else { ", not undone" }),
-            other => other.name().into(),
+        if let Phase::Releasing { cause: ReleaseCause::Failure(_), .. } = phase {
+            "Releasing after failure".into()
+        } else if let Phase::Failed { undone: false, .. } = phase {
+            "Failed, not undone".into()
+        } else {
+            phase.name().into()
         }
     }
 

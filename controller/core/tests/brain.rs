@@ -1,6 +1,8 @@
 //! The brain through its only door: inputs go in, the story that follows is shown, and after every input the
 //! invariants hold and the changes are what a store would take.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use berth_core::decide::{Brain, Change, Claimed, Decision, Input, Limits};
 use berth_core::{condition, invariants};
 use berth_model::gpu::*;

@@ -81,10 +81,9 @@ impl Brain {
             }
             let name: &PlacementName = &at.1;
             if let Some(placement) = self.world.placement(name) {
-                match schedule::find(&self.world, &placement.request, draft.now) {
-                    Ok(Some(assignment)) => self.place(draft, name, assignment),
-                    // Still no room, or something else stands in the way for now; its deadline ends it.
-                    Ok(None) | Err(_) => {}
+                // Still no room, or something else in the way for now: its deadline ends it.
+                if let Ok(Some(assignment)) = schedule::find(&self.world, &placement.request, draft.now) {
+                    self.place(draft, name, assignment);
                 }
             }
             self.pass = Some(at);
