@@ -28,6 +28,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Running {
     stop: CancellationToken,
+    ledger: ledger::Handle,
     tasks: JoinSet<&'static str>,
 }
 
@@ -46,7 +47,7 @@ pub async fn start(config: Config, driver: Arc<dyn HostDriver>) -> Result<Runnin
     let (host, host_seen) = watch::channel(None);
     let (pace, limits) = (config.pace.clone(), config.limits.clone());
     let reconcile = Reconcile::new(config.node.clone(), driver, ledger.clone(), (pace, limits), orders_seen, host);
-    let session = Session::new(config, ledger, orders, host_seen);
+    let session = Session::new(config, ledger.clone(), orders, host_seen);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let (stop_session, stop_reconcile) = (stop.clone(), stop.clone());
@@ -58,11 +59,12 @@ pub async fn start(config: Config, driver: Arc<dyn HostDriver>) -> Result<Runnin
         reconcile.run(stop_reconcile).await;
         "reconcile loop"
     });
-    Ok(Running { stop, tasks })
+    Ok(Running { stop, ledger, tasks })
 }
 
 impl Running {
-    /// Ends the agent. A step under way is left where it is; the next start looks and goes on.
+    /// Ends the agent. A step under way is left where it is; the next start looks and goes on. The data directory is free
+    /// when this returns.
     pub async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
@@ -70,6 +72,7 @@ impl Running {
                 tracing::error!(%error, "a part of the agent was lost while it stopped");
             }
         }
+        self.ledger.close().await;
     }
 
     /// Waits until a part of the agent is lost, which must not happen: end the process, so that it is started again.

@@ -43,8 +43,8 @@ pub struct Handle(Arc<Shared>);
 struct Shared {
     /// What is durable. Locked for moments only.
     state: Mutex<State>,
-    /// Locked while writing: by threads of the blocking pool only.
-    dir: Mutex<DataDir>,
+    /// Locked while writing: by threads of the blocking pool only. `None` once closed.
+    dir: Mutex<Option<DataDir>>,
 }
 
 /// A thread that panicked while holding one of the locks left a whole value behind: each is replaced in one assignment.
@@ -65,7 +65,7 @@ impl Handle {
                 None => State::default(),
                 Some(body) => record::read(&body).map_err(|what| Error::Damaged { path: dir.file(), what })?,
             };
-            Ok(Self(Arc::new(Shared { state: Mutex::new(state), dir: Mutex::new(dir) })))
+            Ok(Self(Arc::new(Shared { state: Mutex::new(state), dir: Mutex::new(Some(dir)) })))
         })
         .await?
     }
@@ -100,6 +100,16 @@ impl Handle {
         .await
     }
 
+    /// Lets go of the data directory, after the write under way if there is one. Nothing is written from then on, so that
+    /// another agent may have the directory at once.
+    pub async fn close(&self) {
+        let shared = Arc::clone(&self.0);
+        // Should the pool be gone, its threads are, and with them whatever was under way.
+        if blocking(move || drop(lock(&shared.dir).take())).await.is_err() {
+            tracing::warn!("the ledger was closed while the process ends");
+        }
+    }
+
     /// Applies a change to a copy, writes the copy, and only then takes it for true.
     async fn change<T, E>(&self, change: impl FnOnce(&mut State) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
@@ -109,6 +119,7 @@ impl Handle {
         let shared = Arc::clone(&self.0);
         let changed = blocking(move || {
             let dir = lock(&shared.dir);
+            let dir = dir.as_ref().ok_or(Error::Lost)?;
             let before = lock(&shared.state).clone();
             let mut after = before.clone();
             let value = change(&mut after)?;
@@ -170,6 +181,18 @@ mod tests {
         assert!(!temp.path().join("ledger").exists(), "something was written");
         assert_eq!(ledger.accept(offer(4, 7)).await.unwrap(), Accepted::NewTerm);
         assert!(temp.path().join("ledger").exists(), "the new term is not durable");
+    }
+
+    #[tokio::test]
+    async fn a_closed_ledger_is_free_for_another_agent_and_writes_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let ledger = Handle::open(temp.path()).await.unwrap();
+        ledger.accept(offer(1, 1)).await.unwrap();
+        ledger.close().await;
+        let next = Handle::open(temp.path()).await.unwrap();
+        let error = ledger.accept(offer(1, 2)).await.unwrap_err();
+        assert!(matches!(error, AcceptError::Write(Error::Lost)), "{error}");
+        assert_eq!(next.accept(offer(1, 3)).await.unwrap(), Accepted::New);
     }
 
     #[tokio::test]

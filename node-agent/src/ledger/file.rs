@@ -37,8 +37,8 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The write neither succeeded nor failed: its thread was lost, or the process is ending.
-    #[error("the ledger's writer was lost; whether the last write took effect shows at the next start")]
+    /// The ledger was closed, or the thread that wrote was lost: the agent is ending.
+    #[error("the agent is ending; whether a write under way took effect shows at the next start")]
     Lost,
     /// The file was written by a newer agent.
     #[error(
