@@ -5,6 +5,8 @@
 //!
 //! Groups are sent strictly in the order they were made; the last one that is still waiting takes further decisions.
 //! While the store is busy, groups therefore grow, and the slower it is, the more decisions share one durable write.
+//!
+//! [`Groups`] holds these rules and never waits, so that the simulation drives the same ones; [`Pipeline`] adds the store.
 
 use berth_core::decide::{Change, Claimed};
 use berth_store::record;
@@ -27,7 +29,7 @@ const MAX_BYTES: usize = 1024 * 1024;
 /// A decision that no store would take. The brain keeps its decisions far below these bounds, so this is a fault of
 /// Berth.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unfit {
+pub enum Unfit {
     /// More operations than one transaction may have.
     #[error("one decision has {operations} operations, a transaction takes {MAX_OPERATIONS}")]
     Operations {
@@ -52,7 +54,7 @@ pub(crate) enum Unfit {
 
 /// What became of a group that was not found durable in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// Surely not written.
     NotWritten,
     /// Written, perhaps.
@@ -91,7 +93,7 @@ struct Prepared {
 #[derive(Debug)]
 struct Part {
     key: String,
-    /// `None` for a node: see [`Pipeline::node_versions`].
+    /// `None` for a node: see [`Groups::node_versions`].
     precondition: Option<Precondition>,
     write: Write,
 }
@@ -105,44 +107,32 @@ impl Part {
     }
 }
 
-/// The result of one transaction.
-type Settled = (u64, Result<Revision, CommitError>);
-
-/// Everything between decision and durability.
-pub(crate) struct Pipeline {
-    store: Arc<dyn Store>,
+/// What is decided and not yet known to be durable. Waits for nothing and sends nothing itself.
+#[derive(Debug)]
+pub struct Groups {
     fence: Fence,
-    deadline: Duration,
     groups: VecDeque<Group>,
     next_group: u64,
     /// How often each node's record was written, those writes included that are on their way. Many decisions in one
     /// transaction may change one node; it is then written once, so that the store's count falls behind the brain's.
     node_versions: BTreeMap<String, u64>,
-    in_flight: FuturesUnordered<BoxFuture<'static, Settled>>,
+    in_flight: usize,
     /// Groups that are durable together with all before them, not yet asked for.
     durable: VecDeque<(u64, Revision)>,
     /// Highest revision of the groups asked for.
     revision: Revision,
 }
 
-impl Pipeline {
-    /// An empty pipeline. `node_versions` says how often each node's record was written, `revision` is that of the
-    /// world it starts from, and a transaction without an answer after `deadline` counts as unknown.
-    pub(crate) fn new(
-        store: Arc<dyn Store>,
-        fence: Fence,
-        node_versions: BTreeMap<String, u64>,
-        revision: Revision,
-        deadline: Duration,
-    ) -> Self {
+impl Groups {
+    /// No groups. `node_versions` says how often each node's record was written, by key; `revision` is that of the world
+    /// it starts from.
+    pub fn new(fence: Fence, node_versions: BTreeMap<String, u64>, revision: Revision) -> Self {
         Self {
-            store,
             fence,
-            deadline,
             groups: VecDeque::new(),
             next_group: 0,
             node_versions,
-            in_flight: FuturesUnordered::new(),
+            in_flight: 0,
             durable: VecDeque::new(),
             revision,
         }
@@ -151,8 +141,8 @@ impl Pipeline {
     /// Takes the changes of one decision. Gives the group it is part of, `None` if nothing is to be written.
     ///
     /// # Errors
-    /// [`Unfit`], when no transaction can hold it; the pipeline and the brain have parted then.
-    pub(crate) fn add(&mut self, changes: &[Change]) -> Result<Option<u64>, Unfit> {
+    /// [`Unfit`], when no transaction can hold it; the groups and the brain have parted then.
+    pub fn add(&mut self, changes: &[Change]) -> Result<Option<u64>, Unfit> {
         if changes.is_empty() {
             return Ok(None);
         }
@@ -167,13 +157,13 @@ impl Pipeline {
         Ok(Some(group.id))
     }
 
-    /// Everything taken so far is durable once [`Pipeline::durable_at`] answers for this mark.
-    pub(crate) fn mark(&self) -> u64 {
+    /// Everything taken so far is durable once [`Groups::durable_at`] answers for this mark.
+    pub fn mark(&self) -> u64 {
         self.next_group
     }
 
     /// The revision up to a mark, once everything before it is durable.
-    pub(crate) fn durable_at(&mut self, mark: u64) -> Option<Revision> {
+    pub fn durable_at(&mut self, mark: u64) -> Option<Revision> {
         let undone = self.groups.front().map_or(self.next_group, |group| group.id);
         if undone < mark {
             return None;
@@ -186,58 +176,42 @@ impl Pipeline {
         Some(self.revision)
     }
 
-    /// Groups that wait for the store.
-    pub(crate) fn groups(&self) -> usize {
+    /// How many wait for the store.
+    pub fn count(&self) -> usize {
         self.groups.len()
     }
 
-    /// Whether a transaction is in flight, so that [`Pipeline::next`] has something to wait for.
-    pub(crate) fn is_busy(&self) -> bool {
-        !self.in_flight.is_empty()
-    }
-
-    /// Sends every group whose turn it is.
-    pub(crate) fn dispatch(&mut self) {
-        while self.in_flight.len() < IN_FLIGHT {
-            let Some(at) = self.groups.iter().position(|group| matches!(group.progress, Progress::Waiting)) else {
-                return;
-            };
-            let ready = self.groups.get(at).is_some_and(|group| {
-                self.groups
-                    .range(..at)
-                    .all(|before| !matches!(before.progress, Progress::InFlight) || !group.needs(before))
-            });
-            if !ready {
-                return;
-            }
-            let Some(group) = self.groups.get_mut(at) else { return };
-            group.progress = Progress::InFlight;
-            let transaction = Transaction {
-                fence: Some(self.fence.clone()),
-                preconditions: std::mem::take(&mut group.preconditions),
-                writes: std::mem::take(&mut group.writes),
-            };
-            let (id, store, deadline) = (group.id, Arc::clone(&self.store), self.deadline);
-            self.in_flight.push(Box::pin(async move {
-                let result = match tokio::time::timeout(deadline, store.commit(transaction)).await {
-                    Ok(result) => result,
-                    Err(_) => Err(CommitError::Unknown(format!("no answer after {} ms", deadline.as_millis()))),
-                };
-                (id, result)
-            }));
+    /// The next group whose turn it is, as a transaction to send now. Its end is to be told to [`Groups::ended`].
+    pub fn next_to_send(&mut self) -> Option<(u64, Transaction)> {
+        if self.in_flight >= IN_FLIGHT {
+            return None;
         }
+        let at = self.groups.iter().position(|group| matches!(group.progress, Progress::Waiting))?;
+        let group = self.groups.get(at)?;
+        let ready = self
+            .groups
+            .range(..at)
+            .all(|before| !matches!(before.progress, Progress::InFlight) || !group.needs(before));
+        if !ready {
+            return None;
+        }
+        let group = self.groups.get_mut(at)?;
+        group.progress = Progress::InFlight;
+        self.in_flight += 1;
+        let transaction = Transaction {
+            fence: Some(self.fence.clone()),
+            preconditions: std::mem::take(&mut group.preconditions),
+            writes: std::mem::take(&mut group.writes),
+        };
+        Some((group.id, transaction))
     }
 
-    /// Waits for the next transaction to end; `None` when none is in flight.
+    /// Takes note of a transaction's end.
     ///
     /// # Errors
-    /// Why it failed. The world must then be loaded anew, after [`Pipeline::settle`].
-    pub(crate) async fn next(&mut self) -> Option<Result<(), CommitError>> {
-        let (id, result) = self.in_flight.next().await?;
-        Some(self.note(id, result))
-    }
-
-    fn note(&mut self, id: u64, result: Result<Revision, CommitError>) -> Result<(), CommitError> {
+    /// Why it failed, as given. The world must then be loaded anew, once all that is in flight has ended.
+    pub fn ended(&mut self, id: u64, result: Result<Revision, CommitError>) -> Result<(), CommitError> {
+        self.in_flight = self.in_flight.saturating_sub(1);
         let (progress, answer) = match result {
             Ok(revision) => (Progress::Durable(revision), Ok(())),
             Err(error) => (Progress::Failed(fate(&error)), Err(error)),
@@ -254,21 +228,68 @@ impl Pipeline {
         answer
     }
 
-    /// Waits until nothing is in flight any more. Bounded by the deadline of the last transaction sent.
-    pub(crate) async fn settle(&mut self) {
-        while let Some((id, result)) = self.in_flight.next().await {
-            // The failure that ends this pipeline was told already; what matters here is each group's fate.
-            let _told = self.note(id, result);
-        }
-    }
-
-    /// What became of a group, after [`Pipeline::settle`].
-    pub(crate) fn fate(&self, id: u64) -> Fate {
+    /// What became of a group, once nothing is in flight any more.
+    pub fn fate(&self, id: u64) -> Fate {
         match self.groups.iter().find(|group| group.id == id).map(|group| &group.progress) {
             Some(Progress::Waiting) => Fate::NotWritten,
             Some(Progress::Failed(fate)) => *fate,
             // Durable, but behind one that failed: its caller must read back.
             Some(Progress::InFlight | Progress::Durable(_)) | None => Fate::Unknown,
+        }
+    }
+}
+
+/// The result of one transaction.
+type Settled = (u64, Result<Revision, CommitError>);
+
+/// Everything between decision and durability.
+pub(crate) struct Pipeline {
+    store: Arc<dyn Store>,
+    deadline: Duration,
+    /// What is decided.
+    pub(crate) groups: Groups,
+    in_flight: FuturesUnordered<BoxFuture<'static, Settled>>,
+}
+
+impl Pipeline {
+    /// An empty pipeline. A transaction without an answer after `deadline` counts as unknown.
+    pub(crate) fn new(store: Arc<dyn Store>, groups: Groups, deadline: Duration) -> Self {
+        Self { store, deadline, groups, in_flight: FuturesUnordered::new() }
+    }
+
+    /// Whether a transaction is in flight, so that [`Pipeline::next`] has something to wait for.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Sends every group whose turn it is.
+    pub(crate) fn dispatch(&mut self) {
+        while let Some((id, transaction)) = self.groups.next_to_send() {
+            let (store, deadline) = (Arc::clone(&self.store), self.deadline);
+            self.in_flight.push(Box::pin(async move {
+                let result = match tokio::time::timeout(deadline, store.commit(transaction)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(CommitError::Unknown(format!("no answer after {} ms", deadline.as_millis()))),
+                };
+                (id, result)
+            }));
+        }
+    }
+
+    /// Waits for the next transaction to end; `None` when none is in flight.
+    ///
+    /// # Errors
+    /// Why it failed. The world must then be loaded anew, after [`Pipeline::settle`].
+    pub(crate) async fn next(&mut self) -> Option<Result<(), CommitError>> {
+        let (id, result) = self.in_flight.next().await?;
+        Some(self.groups.ended(id, result))
+    }
+
+    /// Waits until nothing is in flight any more. Bounded by the deadline of the last transaction sent.
+    pub(crate) async fn settle(&mut self) {
+        while let Some((id, result)) = self.in_flight.next().await {
+            // The failure that ends this pipeline was told already; what matters here is each group's fate.
+            let _told = self.groups.ended(id, result);
         }
     }
 }

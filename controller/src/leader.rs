@@ -6,7 +6,8 @@
 //! When a commit fails or its answer is lost, nothing speculative survives: who waits is told, a new leadership is won
 //! (so that a lost commit that is still under way somewhere cannot land any more) and the world is loaded anew.
 
-mod load;
+pub mod desk;
+pub mod load;
 mod run;
 
 pub use run::{Ended, LoadFailure};
@@ -65,11 +66,11 @@ impl CallError {
 }
 
 /// An answer to a call.
-pub(crate) type Answer = Result<Decided, CallError>;
+pub type Answer = Result<Decided, CallError>;
 
 /// Tells one session from all others of this process; a later one has a higher number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SessionId(pub(crate) u64);
+pub struct SessionId(pub u64);
 
 /// Whose input it is.
 #[derive(Debug)]

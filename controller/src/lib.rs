@@ -7,7 +7,7 @@
 pub mod agents;
 pub mod api;
 pub mod app;
-mod commit;
+pub mod commit;
 pub mod config;
 pub mod leader;
 pub mod process;

@@ -10,13 +10,8 @@ use berth_model::{PlacementName, Timestamp};
 async fn pipeline(permits: usize) -> (Arc<Scripted>, Pipeline) {
     let store = Scripted::new(permits);
     let leadership = store.campaign("test").await.unwrap();
-    let pipeline = Pipeline::new(
-        Arc::clone(&store) as Arc<dyn Store>,
-        leadership.fence,
-        BTreeMap::new(),
-        Revision(1),
-        Duration::from_secs(20),
-    );
+    let groups = Groups::new(leadership.fence, BTreeMap::new(), Revision(1));
+    let pipeline = Pipeline::new(Arc::clone(&store) as Arc<dyn Store>, groups, Duration::from_secs(20));
     (store, pipeline)
 }
 
@@ -89,11 +84,11 @@ async fn drain(store: &Scripted, pipeline: &mut Pipeline) {
 async fn decisions_wait_together_while_the_store_is_busy() {
     let (store, mut pipeline) = pipeline(0).await;
     for number in 0..IN_FLIGHT {
-        pipeline.add(&[placement(&format!("first-{number}"), 1)]).unwrap();
+        pipeline.groups.add(&[placement(&format!("first-{number}"), 1)]).unwrap();
         begin(&mut pipeline).await;
     }
     for number in 0..50 {
-        pipeline.add(&[placement(&format!("later-{number}"), 1)]).unwrap();
+        pipeline.groups.add(&[placement(&format!("later-{number}"), 1)]).unwrap();
         begin(&mut pipeline).await;
     }
     assert_eq!(store.transactions(), IN_FLIGHT, "no more than that are in flight");
@@ -109,24 +104,24 @@ async fn a_group_never_exceeds_the_limit_and_never_splits_a_decision() {
     for number in 0..30 {
         let mut changes: Vec<_> = (0..9).map(|part| placement(&format!("p-{number}-{part}"), 1)).collect();
         changes.push(placement(&format!("p-{number}-last"), 1));
-        pipeline.add(&changes).unwrap();
+        pipeline.groups.add(&changes).unwrap();
     }
     drain(&store, &mut pipeline).await;
     let sizes: Vec<_> = store.seen.lock().unwrap().iter().map(|t| (t.writes.len(), t.operations())).collect();
     assert_eq!(sizes, [(120, 121), (120, 121), (60, 61)]);
-    assert!(pipeline.add(&claim(MAX_OPERATIONS - 1)).is_ok());
-    assert_eq!(pipeline.add(&claim(MAX_OPERATIONS)), Err(Unfit::Operations { operations: MAX_OPERATIONS + 1 }));
+    assert!(pipeline.groups.add(&claim(MAX_OPERATIONS - 1)).is_ok());
+    assert_eq!(pipeline.groups.add(&claim(MAX_OPERATIONS)), Err(Unfit::Operations { operations: MAX_OPERATIONS + 1 }));
 }
 
 #[tokio::test]
 async fn two_writes_of_one_key_are_never_in_flight_together() {
     let (store, mut pipeline) = pipeline(0).await;
     for version in 1..=3 {
-        pipeline.add(&[placement("same", version)]).unwrap();
+        pipeline.groups.add(&[placement("same", version)]).unwrap();
         begin(&mut pipeline).await;
         assert_eq!(store.transactions(), 1, "version {version} must wait");
     }
-    pipeline.add(&[placement("other", 1)]).unwrap();
+    pipeline.groups.add(&[placement("other", 1)]).unwrap();
     begin(&mut pipeline).await;
     assert_eq!(store.transactions(), 1, "what comes later does not overtake");
     drain(&store, &mut pipeline).await;
@@ -138,15 +133,15 @@ async fn two_writes_of_one_key_are_never_in_flight_together() {
 #[tokio::test]
 async fn many_decisions_about_one_node_share_a_transaction() {
     let (store, mut pipeline) = pipeline(0).await;
-    pipeline.add(&[node_change("n1", 1)]).unwrap();
+    pipeline.groups.add(&[node_change("n1", 1)]).unwrap();
     begin(&mut pipeline).await;
     for version in 2..=6 {
-        pipeline.add(&[node_change("n1", version), placement(&format!("p{version}"), 1)]).unwrap();
+        pipeline.groups.add(&[node_change("n1", version), placement(&format!("p{version}"), 1)]).unwrap();
         begin(&mut pipeline).await;
     }
     drain(&store, &mut pipeline).await;
     assert_eq!(store.transactions(), 2);
-    pipeline.add(&[node_change("n1", 7)]).unwrap();
+    pipeline.groups.add(&[node_change("n1", 7)]).unwrap();
     drain(&store, &mut pipeline).await;
     assert_eq!(store.get(&key::node(&node("n1"))).await.unwrap().unwrap().version, 3);
 }
@@ -154,7 +149,7 @@ async fn many_decisions_about_one_node_share_a_transaction() {
 #[tokio::test]
 async fn a_placement_waits_for_the_node_it_rests_on() {
     let (store, mut pipeline) = pipeline(0).await;
-    pipeline.add(&[node_change("n1", 1)]).unwrap();
+    pipeline.groups.add(&[node_change("n1", 1)]).unwrap();
     begin(&mut pipeline).await;
     let Change::PutPlacement(queued) = placement("p", 1) else { panic!() };
     let mut held = (*queued).clone();
@@ -166,7 +161,7 @@ async fn a_placement_waits_for_the_node_it_rests_on() {
             since: Timestamp::from_millis(1),
         },
     });
-    pipeline.add(&[Change::PutPlacement(Arc::new(held))]).unwrap();
+    pipeline.groups.add(&[Change::PutPlacement(Arc::new(held))]).unwrap();
     begin(&mut pipeline).await;
     assert_eq!(store.transactions(), 1);
     drain(&store, &mut pipeline).await;
@@ -176,50 +171,50 @@ async fn a_placement_waits_for_the_node_it_rests_on() {
 #[tokio::test]
 async fn nothing_counts_as_durable_before_all_that_was_decided_earlier_is() {
     let (store, mut pipeline) = pipeline(0).await;
-    assert_eq!(pipeline.durable_at(pipeline.mark()), Some(Revision(1)), "nothing to wait for");
-    let first = pipeline.add(&[placement("a", 1)]).unwrap().unwrap();
-    let after_first = pipeline.mark();
+    assert_eq!(pipeline.groups.durable_at(pipeline.groups.mark()), Some(Revision(1)), "nothing to wait for");
+    let first = pipeline.groups.add(&[placement("a", 1)]).unwrap().unwrap();
+    let after_first = pipeline.groups.mark();
     begin(&mut pipeline).await;
-    pipeline.add(&[placement("b", 1)]).unwrap();
-    let after_second = pipeline.mark();
+    pipeline.groups.add(&[placement("b", 1)]).unwrap();
+    let after_second = pipeline.groups.mark();
     begin(&mut pipeline).await;
-    assert_eq!(pipeline.add(&[]).unwrap(), None);
-    assert_eq!(pipeline.mark(), after_second, "without changes it waits for what is in flight already");
+    assert_eq!(pipeline.groups.add(&[]).unwrap(), None);
+    assert_eq!(pipeline.groups.mark(), after_second, "without changes it waits for what is in flight already");
     store.fail(Fault::Before);
     store.gate.add_permits(2);
     let mut results = [pipeline.next().await.unwrap(), pipeline.next().await.unwrap()];
     results.sort_by_key(Result::is_ok);
     assert!(matches!(results[0], Err(CommitError::Unavailable(_))) && results[1].is_ok());
-    assert_eq!(pipeline.durable_at(after_first), None);
-    assert_eq!(pipeline.durable_at(after_second), None, "the second is durable, but the first is not");
-    assert_eq!(pipeline.fate(first), Fate::NotWritten);
-    assert_eq!(pipeline.fate(after_second - 1), Fate::Unknown);
+    assert_eq!(pipeline.groups.durable_at(after_first), None);
+    assert_eq!(pipeline.groups.durable_at(after_second), None, "the second is durable, but the first is not");
+    assert_eq!(pipeline.groups.fate(first), Fate::NotWritten);
+    assert_eq!(pipeline.groups.fate(after_second - 1), Fate::Unknown);
 }
 
 #[tokio::test]
 async fn a_commit_without_an_answer_is_unknown_not_failed() {
     let (_store, mut pipeline) = pipeline(0).await;
     pipeline.deadline = Duration::from_millis(20);
-    let group = pipeline.add(&[placement("a", 1)]).unwrap().unwrap();
+    let group = pipeline.groups.add(&[placement("a", 1)]).unwrap().unwrap();
     pipeline.dispatch();
     assert!(matches!(pipeline.next().await, Some(Err(CommitError::Unknown(_)))));
     pipeline.settle().await;
-    assert_eq!(pipeline.fate(group), Fate::Unknown);
+    assert_eq!(pipeline.groups.fate(group), Fate::Unknown);
 }
 
 #[tokio::test]
 async fn a_decision_that_contradicts_itself_is_refused() {
     let (_store, mut pipeline) = pipeline(0).await;
     let key = key::placement(&"a".parse().unwrap());
-    assert_eq!(pipeline.add(&[placement("a", 1), placement("a", 2)]), Err(Unfit::Twice { key }));
+    assert_eq!(pipeline.groups.add(&[placement("a", 1), placement("a", 2)]), Err(Unfit::Twice { key }));
 }
 
 #[tokio::test]
 async fn a_claim_is_made_once_and_deleted_only_by_its_owner() {
     let (store, mut pipeline) = pipeline(1000).await;
-    pipeline.add(&claim(1)).unwrap();
+    pipeline.groups.add(&claim(1)).unwrap();
     drain(&store, &mut pipeline).await;
-    pipeline.add(&claim(1)).unwrap();
+    pipeline.groups.add(&claim(1)).unwrap();
     pipeline.dispatch();
     assert!(matches!(pipeline.next().await, Some(Err(CommitError::Precondition { .. }))));
     let Change::Claim { what, placement, .. } = claim(1).remove(0) else { panic!() };
@@ -228,8 +223,9 @@ async fn a_claim_is_made_once_and_deleted_only_by_its_owner() {
     for (number, holds) in [(2, false), (1, true)] {
         let shared = Arc::clone(&store) as Arc<dyn Store>;
         let fence = leadership.fence.clone();
-        let mut pipeline = Pipeline::new(shared, fence, BTreeMap::new(), Revision(1), Duration::from_secs(20));
-        pipeline.add(&[unclaim(number)]).unwrap();
+        let groups = Groups::new(fence, BTreeMap::new(), Revision(1));
+        let mut pipeline = Pipeline::new(shared, groups, Duration::from_secs(20));
+        pipeline.groups.add(&[unclaim(number)]).unwrap();
         pipeline.dispatch();
         assert_eq!(pipeline.next().await.unwrap().is_ok(), holds, "uid {number}");
     }

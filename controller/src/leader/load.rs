@@ -16,7 +16,7 @@ const TOLD: usize = 16;
 
 /// Why the world cannot be loaded.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// The store did not answer. A retry helps.
     #[error(transparent)]
     Store(#[from] berth_store::Error),
@@ -38,7 +38,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// Whether trying again can help.
-    pub(crate) fn retry_helps(&self) -> bool {
+    pub fn retry_helps(&self) -> bool {
         match self {
             // Compacted while it was read: somebody else writes, or wrote.
             Self::Store(berth_store::Error::Unavailable(_) | berth_store::Error::Compacted { .. }) => true,
@@ -50,17 +50,20 @@ impl Error {
 }
 
 /// The world as it is stored.
-pub(crate) struct Loaded {
+pub struct Loaded {
     /// The brain that goes on from it.
-    pub(crate) brain: Brain,
+    pub brain: Brain,
     /// How often each node's record was written, by key.
-    pub(crate) node_versions: BTreeMap<String, u64>,
+    pub node_versions: BTreeMap<String, u64>,
     /// The revision it was read at.
-    pub(crate) revision: Revision,
+    pub revision: Revision,
 }
 
 /// Reads and checks everything.
-pub(crate) async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp) -> Result<Loaded, Error> {
+///
+/// # Errors
+/// [`Error`].
+pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp) -> Result<Loaded, Error> {
     let (nodes, revision) = read(store, key::NODES, None).await?;
     let (placements, _) = read(store, key::PLACEMENTS, Some(revision)).await?;
     let (mut claims, _) = read(store, key::CLAIMS, Some(revision)).await?;

@@ -1,18 +1,14 @@
 //! The leader's loop. See [`super`] for its rules.
 
-use super::{Answer, Call, CallError, Decided, From, SessionId, load};
-use crate::commit::{Fate, Pipeline, Unfit};
+use super::desk::{Desk, Publish, Sessions, Told, Work};
+use super::{Answer, Call, CallError, From, load};
+use crate::commit::{Groups, Pipeline, Unfit};
 use crate::replica::{Publisher, Replica};
-use berth_core::decide::{Brain, Input, Limits};
-use berth_core::world::World;
+use berth_core::decide::{Input, Limits};
 use berth_model::desired::DesiredNode;
-use berth_model::inventory::{Hello, Listing};
-use berth_model::placement::Placement;
-use berth_model::reason::Refusal;
-use berth_model::{NodeName, PlacementName, Timestamp};
-use berth_store::{CommitError, Leadership, Revision, Store};
+use berth_model::{NodeName, Timestamp};
+use berth_store::{CommitError, Leadership, Store};
 use futures::future::BoxFuture;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -100,37 +96,11 @@ enum Turn {
     Reload(CommitError),
 }
 
-/// A caller, and what it will be told.
-struct Reply {
-    to: oneshot::Sender<Answer>,
-    what: Result<Option<Arc<Placement>>, Refusal>,
-    /// The group that makes it durable.
-    group: Option<u64>,
-}
-
-/// What some inputs came to, not yet told.
-struct Batch {
-    /// Told when everything up to here is durable.
-    mark: u64,
-    /// As it was after these inputs.
-    world: World,
-    placements: BTreeSet<PlacementName>,
-    nodes: BTreeSet<NodeName>,
-    desired: BTreeMap<NodeName, DesiredNode>,
-    replies: Vec<Reply>,
-    inputs: usize,
-}
-
 /// One leadership.
 struct Lead {
-    brain: Brain,
+    desk: Desk<oneshot::Sender<Answer>>,
     pipeline: Pipeline,
-    batches: VecDeque<Batch>,
-    untold: usize,
     lost: BoxFuture<'static, ()>,
-    /// Nodes whose agents have not told everything since the world was loaded; what they add to it means nothing yet.
-    awaited: BTreeSet<NodeName>,
-    revision: Revision,
     ticked: Instant,
 }
 
@@ -143,8 +113,7 @@ pub(crate) struct Service {
     stop: CancellationToken,
     publisher: Publisher,
     lead: Lead,
-    /// Sessions as their inputs arrived here, so that they survive a reload.
-    sessions: BTreeMap<NodeName, (SessionId, Box<Hello>)>,
+    sessions: Sessions,
     /// Failed attempts since something was committed or loaded.
     attempts: u32,
 }
@@ -164,9 +133,9 @@ impl Service {
         stop: CancellationToken,
     ) -> Result<(Replica, Self), Ended> {
         let lead = take_over(&store, &options, &mut 0).await?;
-        let world = lead.brain.world().clone();
-        let (replica, publisher) = Replica::new(world, lead.revision.0, lead.brain.term(), now());
-        let sessions = BTreeMap::new();
+        let brain = lead.desk.brain();
+        let (replica, publisher) = Replica::new(brain.world().clone(), lead.desk.revision().0, brain.term(), now());
+        let sessions = Sessions::default();
         Ok((replica, Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0 }))
     }
 
@@ -190,7 +159,7 @@ impl Service {
     async fn turn(&mut self) -> Result<Turn, Ended> {
         let mut calls = Vec::with_capacity(BATCH);
         loop {
-            let room = self.lead.untold < UNTOLD && self.lead.pipeline.groups() < GROUPS;
+            let room = self.lead.desk.untold() < UNTOLD && self.lead.pipeline.groups.count() < GROUPS;
             let tick_at = self.lead.tick_at();
             tokio::select! {
                 biased;
@@ -254,6 +223,7 @@ impl Service {
 
     fn decide_all(&mut self, sources: impl Iterator<Item = Source>) -> Result<(), Unfit> {
         let now = now();
+        let Lead { desk, pipeline, .. } = &mut self.lead;
         let mut work = Work::default();
         for source in sources {
             let (input, to) = match source {
@@ -266,69 +236,26 @@ impl Service {
                     (input, Some(to))
                 }
                 Source::Call(Call { input, from: From::Agent(session) }) => {
-                    if !self.admits(session, &input) {
+                    if !desk.admits(&mut self.sessions, session, &input) {
                         continue;
                     }
                     (input, None)
                 }
             };
-            self.lead.decide(now, input, to, &mut work)?;
+            desk.decide(&mut pipeline.groups, now, input, to, &mut work)?;
         }
-        self.lead.enqueue(work);
+        desk.enqueue(&pipeline.groups, work);
         Ok(())
-    }
-
-    /// Whether an agent's input counts: only the newest session of a node speaks for it, and after a reload only from
-    /// its first full report on.
-    fn admits(&mut self, session: SessionId, input: &Input) -> bool {
-        let current = |node: &NodeName, service: &Self| service.sessions.get(node).map(|(id, _)| *id);
-        match input {
-            Input::Connected(hello) => {
-                let newer = current(&hello.node, self).is_none_or(|id| id < session);
-                if newer {
-                    self.sessions.insert(hello.node.clone(), (session, hello.clone()));
-                    self.lead.awaited.insert(hello.node.clone());
-                }
-                newer
-            }
-            Input::Disconnected(node) => {
-                let known = current(node, self) == Some(session);
-                if known {
-                    self.sessions.remove(node);
-                }
-                known
-            }
-            Input::Report { node, report } => {
-                if current(node, self) != Some(session) {
-                    return false;
-                }
-                let complete = report.listing == Listing::Complete;
-                if report.full && complete {
-                    self.lead.awaited.remove(node);
-                }
-                // That nothing can be seen counts at any time.
-                !complete || !self.lead.awaited.contains(node)
-            }
-            Input::Progress { node, .. } => current(node, self) == Some(session),
-            // No agent says these.
-            Input::Create { .. } | Input::Commit { .. } | Input::Release { .. } | Input::Tick => false,
-        }
     }
 
     /// Publishes, answers and sends whatever has become durable.
     fn tell(&mut self) {
-        while let Some(mark) = self.lead.batches.front().map(|batch| batch.mark) {
-            let Some(revision) = self.lead.pipeline.durable_at(mark) else { return };
-            let Some(batch) = self.lead.batches.pop_front() else { return };
-            let Batch { mark: _, world, placements, nodes, desired, replies, inputs } = batch;
-            self.lead.untold = self.lead.untold.saturating_sub(inputs);
-            if !placements.is_empty() || !nodes.is_empty() || revision > self.lead.revision {
+        let Lead { desk, pipeline, .. } = &mut self.lead;
+        while let Some(Told { revision, publish, replies, desired }) = desk.next_told(&mut pipeline.groups) {
+            if let Some(Publish { world, placements, nodes }) = publish {
                 self.publisher.publish(world, revision.0, placements, nodes);
-                self.lead.revision = revision;
             }
-            for Reply { to, what, group: _ } in replies {
-                let answer =
-                    what.map(|placement| Decided { placement, revision: revision.0 }).map_err(CallError::Refused);
+            for (to, answer) in replies {
                 // A caller that hung up reads it back, or asks again with the same request id.
                 let _hung_up = to.send(answer);
             }
@@ -340,15 +267,9 @@ impl Service {
 
     /// Tells everyone who waits that their answer is lost.
     fn give_up(&mut self, why: &CommitError) {
-        for reply in self.lead.batches.drain(..).flat_map(|batch| batch.replies) {
-            let fate = reply.group.map_or(Fate::NotWritten, |group| self.lead.pipeline.fate(group));
-            let error = match fate {
-                Fate::NotWritten => CallError::Unavailable(why.to_string()),
-                Fate::Unknown => CallError::Unknown(why.to_string()),
-            };
-            let _hung_up = reply.to.send(Err(error));
+        for (to, error) in self.lead.desk.give_up(&self.lead.pipeline.groups, why) {
+            let _hung_up = to.send(Err(error));
         }
-        self.lead.untold = 0;
     }
 
     async fn reload(&mut self, why: &CommitError) -> Result<(), Ended> {
@@ -363,14 +284,10 @@ impl Service {
             return Err(Ended::Store { attempts: self.attempts, source: LoadFailure(load_error(why)) });
         }
         self.lead = take_over(&self.store, &self.options, &mut self.attempts).await?;
-        let world = self.lead.brain.world().clone();
-        self.publisher.restart(world, self.lead.revision.0, self.lead.brain.term(), now());
-        let mut work = Work::default();
-        for (node, (_, hello)) in &self.sessions {
-            self.lead.awaited.insert(node.clone());
-            self.lead.decide(now(), Input::Connected(hello.clone()), None, &mut work)?;
-        }
-        self.lead.enqueue(work);
+        let Lead { desk, pipeline, .. } = &mut self.lead;
+        let brain = desk.brain();
+        self.publisher.restart(brain.world().clone(), desk.revision().0, brain.term(), now());
+        desk.take_sessions(&mut pipeline.groups, now(), &self.sessions)?;
         self.outbox.look_again();
         self.lead.pipeline.dispatch();
         self.tell();
@@ -416,17 +333,9 @@ async fn try_take_over(store: &Arc<dyn Store>, options: &Options) -> Result<Lead
     let nodes = brain.world().node_count();
     let placements = brain.world().placement_count();
     tracing::info!(term, revision = revision.0, nodes, placements, "leading");
-    let pipeline = Pipeline::new(Arc::clone(store), fence, node_versions, revision, options.commit_deadline);
-    Ok(Lead {
-        brain,
-        pipeline,
-        batches: VecDeque::new(),
-        untold: 0,
-        lost,
-        awaited: BTreeSet::new(),
-        revision,
-        ticked: Instant::now(),
-    })
+    let groups = Groups::new(fence, node_versions, revision);
+    let pipeline = Pipeline::new(Arc::clone(store), groups, options.commit_deadline);
+    Ok(Lead { desk: Desk::new(brain, revision), pipeline, lost, ticked: Instant::now() })
 }
 
 enum Source {
@@ -434,65 +343,9 @@ enum Source {
     Call(Call),
 }
 
-/// What the inputs of one batch came to so far.
-#[derive(Default)]
-struct Work {
-    placements: BTreeSet<PlacementName>,
-    nodes: BTreeSet<NodeName>,
-    desired: BTreeSet<NodeName>,
-    replies: Vec<Reply>,
-    inputs: usize,
-}
-
 impl Lead {
     fn tick_at(&self) -> Instant {
-        let due = self.brain.next_deadline().map_or(TICK, |at| at.since(now()));
+        let due = self.desk.brain().next_deadline().map_or(TICK, |at| at.since(now()));
         (Instant::now() + due).clamp(self.ticked + TICK_AT_ONCE, self.ticked + TICK)
-    }
-
-    fn decide(
-        &mut self,
-        now: Timestamp,
-        input: Input,
-        to: Option<oneshot::Sender<Answer>>,
-        work: &mut Work,
-    ) -> Result<(), Unfit> {
-        work.inputs += 1;
-        let (what, group) = match self.brain.decide(now, input) {
-            Ok(decision) => {
-                let group = self.pipeline.add(&decision.changes)?;
-                work.placements.extend(decision.touched);
-                work.nodes.extend(decision.nodes);
-                work.desired.extend(decision.desired);
-                (Ok(decision.placement), group)
-            }
-            Err(refusal) => (Err(refusal), None),
-        };
-        work.replies.extend(to.map(|to| Reply { to, what, group }));
-        Ok(())
-    }
-
-    /// Puts what was decided behind what waits already. Batches that the same transaction makes durable become one:
-    /// the states between them never were in the store.
-    fn enqueue(&mut self, work: Work) {
-        let Work { placements, nodes, desired, replies, inputs } = work;
-        if inputs == 0 {
-            return;
-        }
-        let mark = self.pipeline.mark();
-        let world = self.brain.world().clone();
-        let desired = desired.into_iter().filter_map(|node| Some((node.clone(), self.brain.desired(&node)?))).collect();
-        self.untold = self.untold.saturating_add(inputs);
-        match self.batches.back_mut().filter(|last| last.mark == mark) {
-            Some(last) => {
-                last.world = world;
-                last.placements.extend(placements);
-                last.nodes.extend(nodes);
-                last.desired.extend::<BTreeMap<_, _>>(desired);
-                last.replies.extend(replies);
-                last.inputs = last.inputs.saturating_add(inputs);
-            }
-            None => self.batches.push_back(Batch { mark, world, placements, nodes, desired, replies, inputs }),
-        }
     }
 }
