@@ -226,10 +226,12 @@ impl Fixture {
         let mut text = String::new();
         for p in self.brain.world().placements() {
             let gpus = p.assignment.iter().flat_map(|a| a.gpu_ids()).map(|id| id.to_string()).collect::<Vec<_>>();
-            let detail = match &p.phase {
-                Phase::Failed { reason, undone } => format!(" ({reason}; undone {undone})"),
-                Phase::Releasing { cause: ReleaseCause::Failure(reason), .. } => format!(" ({reason})"),
-                _ => String::new(),
+            let detail = if let Phase::Failed { reason, undone } = &p.phase {
+                format!(" ({reason}; undone {undone})")
+            } else if let Phase::Releasing { cause: ReleaseCause::Failure(reason), .. } = &p.phase {
+                format!(" ({reason})")
+            } else {
+                String::new()
             };
             text += &format!("{} {}{detail} {}\n", p.name(), p.phase.name(), gpus.join(" "));
             for condition in condition::conditions(self.brain.world(), p, self.now) {
