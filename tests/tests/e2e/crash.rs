@@ -7,15 +7,17 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ROUNDS: u64 = 20;
 const SEED: u64 = 0x0be7_7400;
 const NODES: u64 = 40;
 /// Pods of one round's replay.
 const PODS: usize = 200;
-/// The replay's calls take about as long as this on a slow machine; later kills hit the work of the agents.
-const LATEST_KILL_MS: u64 = 2500;
+/// A replay of so many pods writes more lines than this, so a kill at any of them is one in the midst of it.
+const LINES: usize = 350;
+/// Every fourth kill comes up to so much later, when nothing is asked for any more and the agents still work.
+const LATER_MS: u64 = 1500;
 
 /// A pod list with arrivals and departures, the same for the same seed.
 fn pods(random: &mut StdRng) -> String {
@@ -57,19 +59,30 @@ fn kills_at_random_moments_lose_and_double_nothing() -> anyhow::Result<()> {
     let mut dev = start(&listen, &data)?;
     let mut killed_in_flight = 0;
     for round in 0..ROUNDS {
+        let began = Instant::now();
         let journal = dir.path().join(format!("journal-{round}"));
         let run_id = format!("round{round}-");
         let journal_arg = journal.display().to_string();
         let args = [list.as_str(), "--run-id", &run_id, "--journal", &journal_arg, "--in-flight", "8"];
         let mut replaying = Process::start(replay(&dev, &args))?;
 
-        // It has begun: at least one placement is acknowledged.
-        let begun = wait_until(READY, || Ok(std::fs::metadata(&journal).is_ok_and(|file| file.len() > 0)))?;
-        anyhow::ensure!(begun, "round {round}: nothing was acknowledged; the replay said:\n{}", replaying.log());
-        // The moment of the kill is the input of this test, not a wait for something.
-        let moment = Duration::from_millis(random.random_range(0..LATEST_KILL_MS));
-        let ended = replaying.ended_within(moment)?;
-        killed_in_flight += u64::from(ended.is_none());
+        // The moment of the kill is the input of this test, drawn as progress, so that it means the same on any machine.
+        let line = random.random_range(1..LINES);
+        let later =
+            if round % 4 == 3 { Duration::from_millis(random.random_range(0..LATER_MS)) } else { Duration::ZERO };
+        let moment = format!("after line {line} of the journal and {later:?}");
+        let mut ended = false;
+        wait_until(READY, || {
+            ended = replaying.ended_within(Duration::ZERO)?.is_some();
+            Ok(ended || lines(&journal) >= line)
+        })?;
+        ended = ended || replaying.ended_within(later)?.is_some();
+        anyhow::ensure!(
+            lines(&journal) > 0,
+            "round {round}: nothing was acknowledged; the replay said:\n{}",
+            replaying.log()
+        );
+        let before = lines(&journal);
         dev.kill()?;
 
         dev = start(&listen, &data)?;
@@ -78,24 +91,27 @@ fn kills_at_random_moments_lose_and_double_nothing() -> anyhow::Result<()> {
         let clean = clean.is_some_and(|status| status.success());
         anyhow::ensure!(
             clean,
-            "round {round}, killed after {moment:?}: the replay said:\n{}\n\n{}",
+            "round {round}, killed {moment}: the replay said:\n{}\n\n{}",
             replaying.log(),
             dev.log()
         );
         let check = run(replay(&dev, &["--check-journal", &journal_arg]))?;
-        anyhow::ensure!(
-            check.code == Some(0),
-            "round {round}, killed after {moment:?}: {}\n{}",
-            check.stdout,
-            check.stderr
-        );
+        anyhow::ensure!(check.code == Some(0), "round {round}, killed {moment}: {}\n{}", check.stdout, check.stderr);
+
+        killed_in_flight += u64::from(!ended && lines(&journal) > before);
 
         // Make room for the next round.
         release_all(&dev, &run_id)?;
+        println!("round {round}: killed {moment}, whole again after {:.1?}", began.elapsed());
     }
-    println!("{killed_in_flight} of {ROUNDS} kills hit a replay that was under way");
-    assert!(killed_in_flight > ROUNDS / 2, "only {killed_in_flight} kills hit a replay: they come too late");
+    println!("{killed_in_flight} of {ROUNDS} kills hit calls that were under way");
+    assert!(killed_in_flight > ROUNDS / 2, "only {killed_in_flight} kills hit calls under way: they come too late");
     Ok(())
+}
+
+/// How many results a journal holds.
+fn lines(journal: &Path) -> usize {
+    std::fs::read_to_string(journal).map_or(0, |text| text.lines().count())
 }
 
 /// Releases everything that a round left.

@@ -1,12 +1,14 @@
 //! A real cluster's inventory and its requests.
 
-use berth_tests::process::{Dev, other, root, run_within, skip};
+use berth_tests::process::{Dev, berth, other, root, run_within, skip, wait_until};
 use std::path::PathBuf;
 use std::time::Duration;
 
 const NODES: u64 = 1213;
 /// From the start of the process to the last node ready.
 const CONNECTED: Duration = Duration::from_secs(30);
+/// The controller recomputes its invariants once a minute.
+const CHECKED: Duration = Duration::from_secs(90);
 /// One replay on a debug build and two cores.
 const REPLAYED: Duration = Duration::from_secs(600);
 
@@ -24,6 +26,8 @@ fn the_whole_cluster_connects_and_both_pod_lists_run_through() -> anyhow::Result
         skip(test, "the openb trace is not in ../shared/data/openb");
         return Ok(());
     };
+    // Built before the clock runs.
+    berth()?;
     let begun = std::time::Instant::now();
     let dev = Dev::start(&["--fleet", &fleet])?;
     dev.wait_ready(NODES, CONNECTED)?;
@@ -41,5 +45,15 @@ fn the_whole_cluster_connects_and_both_pod_lists_run_through() -> anyhow::Result
         assert_eq!(report["placed"].as_u64().unwrap() + refused, 3986, "everybody got an answer: {report:#}");
         println!("{list}: {report:#}");
     }
+
+    // The controller's own recomputation of all invariants, after everything that happened.
+    let mut status = serde_json::Value::Null;
+    let first = dev.run(&["status", "-o", "json"])?.expect(0)?.json()?["checkedAt"].clone();
+    let checked = wait_until(CHECKED, || {
+        status = dev.run(&["status", "-o", "json"])?.expect(0)?.json()?;
+        Ok(status["checkedAt"].is_string() && status["checkedAt"] != first)
+    })?;
+    assert!(checked, "the invariants are not checked: {status:#}");
+    assert!(status["violations"].as_array().is_none_or(Vec::is_empty), "{status:#}");
     Ok(())
 }
