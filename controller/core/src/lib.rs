@@ -8,5 +8,6 @@ pub mod decide;
 pub mod desired;
 pub mod invariants;
 pub mod lifecycle;
+pub mod limits;
 pub mod schedule;
 pub mod world;

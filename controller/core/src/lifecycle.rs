@@ -1,7 +1,7 @@
 //! The life of a placement: one function from (phase, event) to the next phase. Every pair is listed; none is left to a
 //! default.
 
-use crate::decide::Limits;
+use crate::limits::Limits;
 use berth_model::Timestamp;
 use berth_model::placement::{FailureReason, Phase, ReleaseCause, StepError, StepKind};
 

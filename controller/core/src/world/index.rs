@@ -233,7 +233,11 @@ impl ModelIndex {
 /// Whether nothing changed that the index rests on: the everyday case (VMs, versions, who talks since when).
 fn same_to_index(before: &Node, after: &Node) -> bool {
     let kind = |node: &Node| {
-        let link = matches!(node.link, Link::Connected { .. });
+        let link = match &node.link {
+            Link::Disconnected { .. } => 0_u8,
+            Link::Connected { .. } => 1,
+            Link::Unheard { .. } => 2,
+        };
         let view = match &node.view {
             View::NotReported => 0_u8,
             View::Complete => 1,
