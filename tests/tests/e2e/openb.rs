@@ -43,7 +43,7 @@ fn the_whole_cluster_connects_and_both_pod_lists_run_through() -> anyhow::Result
         assert_eq!(report["disagreements"].as_array().map(Vec::len), Some(0), "{report:#}");
         let refused: u64 = report["refused"].as_object().unwrap().values().filter_map(serde_json::Value::as_u64).sum();
         assert_eq!(report["placed"].as_u64().unwrap() + refused, 3986, "everybody got an answer: {report:#}");
-        println!("{list}: {report:#}");
+        println!("{list}: {report}");
     }
 
     // The controller's own recomputation of all invariants, after everything that happened.
