@@ -68,7 +68,8 @@ macro_rules! contract {
             no_event_is_left_out_or_doubled_under_concurrent_commits,
             terms_grow_and_a_new_leadership_voids_the_old_fence,
             leadership_lasts_until_somebody_else_leads,
-            a_fence_guards_the_whole_transaction
+            a_fence_guards_the_whole_transaction,
+            a_raised_term_is_left_behind_by_every_later_leadership
         );
     };
     ($subject:expr => $($rule:ident),+) => {$(

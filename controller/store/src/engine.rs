@@ -151,7 +151,12 @@ pub(crate) fn campaign<K: Keys>(
         Some(Ok(leader)) => leader.term,
         Some(Err(error)) => return Ok(Err(error)),
     };
-    let term = old + 1;
+    let floor = match keys.get(key::TERM)?.map(|stored| record::read_term(&stored.value)) {
+        None => 0,
+        Some(Ok(term)) => term,
+        Some(Err(error)) => return Ok(Err(error)),
+    };
+    let term = old.max(floor) + 1;
     let value = record::leader(&record::Leader { term, candidate: candidate.to_owned() });
     let after = Stored { created: next, modified: next, version: 1, value };
     keys.put(key::LEADER, &after)?;

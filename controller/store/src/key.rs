@@ -3,6 +3,7 @@
 //! | key, after `berth/v1/`    | value             |                                                        |
 //! |---------------------------|-------------------|--------------------------------------------------------|
 //! | `leader`                  | `LeaderRecord`    | whose creation revision is the fence                   |
+//! | `term`                    | `TermRecord`      | every leadership from now on has a higher term         |
 //! | `placements/NAME`         | `PlacementRecord` | a request and its whole life                           |
 //! | `nodes/NAME`              | `NodeRecord`      | what is durable about a node                           |
 //! | `claims/gpu/NODE/ADDRESS` | `ClaimRecord`     | the placement that owns the GPU                        |
@@ -38,6 +39,9 @@ pub const VM_NAME_CLAIMS: &str = "berth/v1/claims/vm/name/";
 pub const REQUESTS: &str = "berth/v1/requests/";
 /// Who leads.
 pub const LEADER: &str = "berth/v1/leader";
+
+/// The term that every leadership from now on must be above; see [`crate::term`].
+pub const TERM: &str = "berth/v1/term";
 
 /// Key of the leader record.
 pub fn leader() -> String {
@@ -78,6 +82,8 @@ pub fn request(id: &RequestId) -> String {
 pub enum Key {
     /// The leader record.
     Leader,
+    /// The term to be above.
+    Term,
     /// A placement.
     Placement(PlacementName),
     /// A node.
@@ -104,6 +110,8 @@ impl Key {
         let read = || {
             if text == LEADER {
                 Some(Self::Leader)
+            } else if text == TERM {
+                Some(Self::Term)
             } else if let Some(name) = text.strip_prefix(PLACEMENTS) {
                 name.parse().ok().map(Self::Placement)
             } else if let Some(name) = text.strip_prefix(NODES) {
@@ -129,6 +137,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&match self {
             Self::Leader => leader(),
+            Self::Term => TERM.to_owned(),
             Self::Placement(name) => placement(name),
             Self::Node(name) => node(name),
             Self::GpuClaim(gpu) => gpu_claim(gpu),

@@ -12,6 +12,7 @@ pub mod memory;
 mod past;
 pub mod record;
 mod store;
+pub mod term;
 
 pub use store::{
     CommitError, Error, Event, Fence, KeyValue, Leadership, MAX_OPERATIONS, MAX_VALUE_BYTES, Page, Precondition,

@@ -12,7 +12,7 @@ use berth_model::node::{Cordon, HostFacts, StoredNode};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{Phase, Placement};
 use berth_proto::convert;
-use berth_proto::store::v1::{ClaimRecord, GpuRecord, LeaderRecord, NodeRecord, PlacementRecord};
+use berth_proto::store::v1::{ClaimRecord, GpuRecord, LeaderRecord, NodeRecord, PlacementRecord, TermRecord};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::BTreeSet;
@@ -115,6 +115,20 @@ pub fn leader(leader: &Leader) -> Bytes {
     encode(&LeaderRecord { schema: SCHEMA, term: *term, candidate: candidate.clone() })
 }
 
+/// The term to be above as bytes.
+pub fn term(term: u64) -> Bytes {
+    encode(&TermRecord { schema: SCHEMA, term })
+}
+
+/// Reads the term to be above.
+///
+/// # Errors
+/// [`Error`].
+pub fn read_term(value: &Bytes) -> Result<u64, Error> {
+    let TermRecord { schema: _, term } = decode(key::TERM, value)?;
+    Ok(term)
+}
+
 /// Reads a placement; its version is the store's.
 ///
 /// # Errors
@@ -190,7 +204,7 @@ macro_rules! records {
         }
     )+};
 }
-records!(PlacementRecord, NodeRecord, ClaimRecord, LeaderRecord);
+records!(PlacementRecord, NodeRecord, ClaimRecord, LeaderRecord, TermRecord);
 
 /// Only the schema of a record: a newer one may have changed the meaning of everything else.
 #[derive(Clone, PartialEq, prost::Message)]

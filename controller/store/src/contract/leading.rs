@@ -64,3 +64,26 @@ pub async fn a_fence_guards_the_whole_transaction(subject: &dyn Subject) {
     assert!(matches!(outcome, Err(CommitError::Fenced)), "{outcome:?}");
     store.commit(fenced(&leadership.fence, "a")).await.expect("the leader may write");
 }
+
+/// A leader can make sure that its successors have terms above a given one; whoever does not lead cannot, and nobody can
+/// take it back.
+pub async fn a_raised_term_is_left_behind_by_every_later_leadership(subject: &dyn Subject) {
+    use crate::term;
+    let store = subject.fresh().await;
+    let mut first = lead(&store, "one").await;
+    let raised = first.term + 1_000;
+    term::raise(store.as_ref(), &first.fence, raised).await.expect("the leader may raise the term");
+    term::raise(store.as_ref(), &first.fence, raised - 1).await.expect("lower than what is there: nothing to do");
+    let too_high = term::raise(store.as_ref(), &first.fence, term::HIGHEST + 1).await;
+    assert!(matches!(too_high, Err(CommitError::Illegal(_))), "{too_high:?}");
+    assert!((&mut first.lost).now_or_never().is_none(), "raising the term does not end a leadership");
+    store.commit(fenced(&first.fence, "a")).await.expect("the leader may still write");
+    subject.step_down(&first).await;
+    let second = lead(&store, "other").await;
+    assert!(second.term > raised, "{} after {raised}", second.term);
+    let outcome = term::raise(store.as_ref(), &first.fence, second.term + 7).await;
+    assert!(matches!(outcome, Err(CommitError::Fenced)), "{outcome:?}");
+    subject.step_down(&second).await;
+    let third = lead(&store, "one").await;
+    assert!((second.term + 1..second.term + 7).contains(&third.term), "{} after {}", third.term, second.term);
+}
