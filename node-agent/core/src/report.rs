@@ -18,8 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Complete looks in a row that must lack something before it counts as gone. A listing taken while the host rearranges
 /// its devices can lack some; three in a row, seconds apart, have not been seen to.
 pub const MISSES_UNTIL_GONE: u32 = 3;
-/// Looks in a row that may show no GPU at all, where some were known, before that is believed. An empty listing mostly
-/// means that the listing failed; but the only card of a host can really be taken out, and then it must end.
+/// Looks in a row that may show no GPU at all, or no VM at all, where some were known, before that is believed. An empty
+/// listing mostly means that the listing failed (a host's management starts later than the host); but the only card of
+/// a host can really be taken out and its only VM be deleted, and then it must end.
 pub const EMPTY_LOOKS: u32 = 5;
 
 /// Joins looks.
@@ -90,16 +91,22 @@ impl Tracker {
         if view.vms.len() > MAX_VMS_PER_NODE {
             return Err(format!("the host lists {} VMs, at most {MAX_VMS_PER_NODE} can be kept", view.vms.len()));
         }
-        let any_expected = self.gpus.values().any(|gpu| gpu.misses < MISSES_UNTIL_GONE)
+        let gpus_expected = self.gpus.values().any(|gpu| gpu.misses < MISSES_UNTIL_GONE)
             || (self.gpus.is_empty() && !memory.known.is_empty());
-        if view.gpus.is_empty() && any_expected && self.empty_looks < EMPTY_LOOKS {
-            self.empty_looks += 1;
-            return Err("the listing shows no GPU at all, although there were some".to_owned());
+        let vms_expected = !self.vms.is_empty();
+        let missing = match (view.gpus.is_empty() && gpus_expected, view.vms.is_empty() && vms_expected) {
+            (true, _) => "GPU",
+            (false, true) => "VM",
+            (false, false) => {
+                self.empty_looks = 0;
+                return Ok(());
+            }
+        };
+        if self.empty_looks >= EMPTY_LOOKS {
+            return Ok(());
         }
-        if !view.gpus.is_empty() {
-            self.empty_looks = 0;
-        }
-        Ok(())
+        self.empty_looks += 1;
+        Err(format!("the listing shows no {missing} at all, although there were some"))
     }
 
     fn track_gpus<'a>(

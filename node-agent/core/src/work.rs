@@ -305,8 +305,8 @@ impl Work {
             match job.decide(&view, &mut self.memory, &self.pace, now) {
                 Verdict::Quiet => {}
                 Verdict::Say => self.progress.extend(job.standing(&uid, self.generation)),
-                Verdict::Act { step, attempt } => {
-                    self.progress.extend(job.standing(&uid, self.generation));
+                Verdict::Act { step, attempt, said } => {
+                    self.progress.extend(job.standing(&uid, self.generation).filter(|_| said));
                     room -= 1;
                     start.push(Start { uid, step, attempt, trace: job.desired.trace.clone() });
                 }

@@ -461,7 +461,7 @@ fn giving_back_always_comes_to_an_end() {
 
 #[test]
 fn settings_are_restored_once_the_last_device_is_out() {
-    let original = |m: &mut Memory| drop(m.original.insert(id(VM), fresh_settings()));
+    let original = |m: &mut Memory| m.original = BTreeMap::from([(id(VM), fresh_settings())]);
     fn given_back(v: &mut HostView) {
         vm_of(v).vm.devices.clear();
         for address in [GPU, AUDIO] {

@@ -56,6 +56,8 @@ pub(super) enum Verdict {
         step: Step,
         /// Counts from 1.
         attempt: u32,
+        /// Whether that is to be told.
+        said: bool,
     },
 }
 
@@ -213,7 +215,7 @@ impl Job {
         }
         self.attempts.insert(key.clone(), attempt);
         self.stage = Stage::Acting { key, wished: true };
-        Verdict::Act { step, attempt }
+        Verdict::Act { step, attempt, said: !self.stranded }
     }
 
     /// Nothing more can be done for the wish. GPUs that are to be given back are tried again, rarely and for ever.

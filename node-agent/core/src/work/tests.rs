@@ -1,1 +1,328 @@
-//! Tests of `super`.
+//! The work driven by hand on a host that obeys or not: attempts, pauses, what is said, and what is never done twice at
+//! once.
+
+use super::*;
+use crate::observed::StopAction;
+use crate::plan::tests::{AUDIO, GPU, OTHER_VM, VM, at, attach, desired, fresh_settings, id, set_state, view, vm_of};
+use berth_model::gpu::{GpuState, HostDriver};
+use berth_model::placement::{StepErrorClass, StepReport};
+use berth_model::vm::VmState;
+
+struct Bench {
+    work: Work,
+    now: Timestamp,
+    view: HostView,
+    said: Vec<StepReport>,
+}
+
+fn node(generation: u64, placements: Vec<DesiredPlacement>) -> DesiredNode {
+    DesiredNode { term: 1, generation, placements }
+}
+
+fn failed(text: &str) -> StepError {
+    StepError { class: StepErrorClass::Failed, text: text.to_owned() }
+}
+
+impl Bench {
+    fn new(intent: Intent) -> Self {
+        let mut work = Work::new(Memory::default(), Pace::default());
+        work.desire(node(1, vec![desired(intent)]));
+        Self { work, now: Timestamp::from_millis(1_000), view: view(), said: Vec::new() }
+    }
+
+    /// Lets time pass, looking at the host whenever asked, until a step begins. `None`: none does within `limit`.
+    fn until_step(&mut self, limit: Duration) -> Option<Start> {
+        let end = self.now.after(limit);
+        loop {
+            let todo = self.work.next(self.now);
+            self.said.extend(todo.progress.into_iter().map(|p| p.report));
+            assert!(todo.start.len() <= 1);
+            if let Some(start) = todo.start.into_iter().next() {
+                return Some(start);
+            }
+            if todo.look {
+                self.work.looked(Ok(self.view.clone()), self.now);
+                continue;
+            }
+            self.now = todo.wake.unwrap_or(end).max(self.now.after(Duration::from_millis(1)));
+            if self.now > end {
+                self.now = end;
+                return None;
+            }
+        }
+    }
+
+    fn step(&mut self) -> Start {
+        self.until_step(Duration::from_secs(600)).unwrap_or_else(|| panic!("no step; said {:?}", self.said))
+    }
+
+    fn ended(&mut self, start: &Start, result: Result<(), StepError>) {
+        self.work.stepped(&start.uid, result);
+    }
+
+    fn last_said(&self) -> &StepReport {
+        self.said.last().unwrap()
+    }
+}
+
+#[test]
+fn a_step_that_fails_is_tried_again_with_growing_pauses_and_then_given_up_once() {
+    let mut bench = Bench::new(Intent::Attached);
+    let (mut pauses, mut before) = (Vec::new(), bench.now);
+    for attempt in 1..=5 {
+        let start = bench.step();
+        assert_eq!((start.step.kind(), start.attempt), (StepKind::ConfigureVm, attempt));
+        let last_error = (attempt > 1).then(|| failed("no"));
+        assert_eq!(*bench.last_said(), StepReport::Working { step: StepKind::ConfigureVm, attempt, last_error });
+        pauses.push(bench.now.since(before).as_secs());
+        before = bench.now;
+        bench.ended(&start, Err(failed("no")));
+    }
+    assert_eq!(pauses, [0, 1, 2, 4, 8]);
+    assert_eq!(bench.until_step(Duration::from_secs(7_200)), None);
+    let gave_up = StepReport::Failed { step: StepKind::ConfigureVm, error: failed("no") };
+    assert_eq!(bench.said.iter().filter(|said| **said == gave_up).count(), 1);
+    assert_eq!(*bench.last_said(), gave_up);
+}
+
+#[test]
+fn a_step_that_reports_success_and_changes_nothing_is_no_success() {
+    let mut bench = Bench::new(Intent::Attached);
+    for _ in 0..5 {
+        let start = bench.step();
+        bench.ended(&start, Ok(()));
+    }
+    assert_eq!(bench.until_step(Duration::from_secs(600)), None);
+    let StepReport::Failed { step: StepKind::ConfigureVm, error } = bench.last_said() else {
+        panic!("{:?}", bench.said)
+    };
+    assert_eq!(error.class, StepErrorClass::NoEffect);
+}
+
+#[test]
+fn a_step_that_took_effect_although_it_failed_is_not_tried_again() {
+    for class in [StepErrorClass::Failed, StepErrorClass::TimedOut, StepErrorClass::NotThere] {
+        let mut bench = Bench::new(Intent::Attached);
+        let start = bench.step();
+        let Step::ConfigureVm { settings, .. } = &start.step else { panic!("{}", start.step) };
+        vm_of(&mut bench.view).settings = settings.clone();
+        bench.ended(&start, Err(StepError { class, text: "who knows".to_owned() }));
+        assert_eq!(bench.step().step, Step::Disable { address: at(GPU) });
+    }
+}
+
+#[test]
+fn what_a_rule_of_the_host_forbids_is_not_tried_again() {
+    let mut bench = Bench::new(Intent::Attached);
+    let start = bench.step();
+    let error = StepError { class: StepErrorClass::Forbidden, text: "no".to_owned() };
+    bench.ended(&start, Err(error.clone()));
+    assert_eq!(bench.until_step(Duration::from_secs(600)), None);
+    assert_eq!(*bench.last_said(), StepReport::Failed { step: StepKind::ConfigureVm, error });
+}
+
+#[test]
+fn nothing_is_decided_from_a_look_begun_before_the_step_ended() {
+    let mut bench = Bench::new(Intent::Attached);
+    let start = bench.step();
+    // A look is due while the step is under way; it ends after the step, but its picture is from before.
+    bench.work.look_now();
+    assert!(bench.work.next(bench.now).look);
+    bench.ended(&start, Ok(()));
+    bench.work.looked(Ok(bench.view.clone()), bench.now);
+    let todo = bench.work.next(bench.now);
+    assert_eq!((todo.start.len(), todo.look), (0, true));
+}
+
+#[test]
+fn a_failed_look_decides_nothing_and_is_repeated_after_a_pause() {
+    let mut bench = Bench::new(Intent::Attached);
+    assert!(bench.work.next(bench.now).look);
+    bench.work.looked(Err("no".to_owned()), bench.now);
+    let todo = bench.work.next(bench.now);
+    assert_eq!((todo.start.len(), todo.look), (0, false));
+    assert_eq!(todo.wake, Some(bench.now.after(Pace::default().wait)));
+}
+
+#[test]
+fn settings_are_kept_durably_before_they_are_first_changed() {
+    let mut bench = Bench::new(Intent::Attached);
+    assert!(bench.work.next(bench.now).look);
+    bench.work.looked(Ok(bench.view.clone()), bench.now);
+    let todo = bench.work.next(bench.now);
+    assert_eq!(todo.start[0].step.kind(), StepKind::ConfigureVm);
+    let kept = todo.remember.unwrap();
+    assert_eq!(kept.original[&id(VM)], fresh_settings());
+    // Half-done settings do not take their place, not even after a restart.
+    vm_of(&mut bench.view).settings.stop_action = StopAction::TurnOff;
+    bench.work = Work::new(kept, Pace::default());
+    bench.work.desire(node(1, vec![desired(Intent::Attached)]));
+    assert_eq!(bench.step().step.kind(), StepKind::ConfigureVm);
+    assert_eq!(bench.work.memory().original[&id(VM)], fresh_settings());
+}
+
+#[test]
+fn giving_back_is_reported_as_failed_once_and_goes_on_for_ever() {
+    let mut bench = Bench::new(Intent::Detached);
+    set_state(&mut bench.view, GPU, GpuState::Host { driver: HostDriver::Disabled });
+    let mut attempts = 0;
+    for _ in 0..20 {
+        let start = bench.step();
+        assert_eq!(start.step, Step::Enable { address: at(GPU) });
+        bench.ended(&start, Err(failed("no")));
+        attempts += 1;
+    }
+    let gave_up = StepReport::Failed { step: StepKind::Enable, error: failed("no") };
+    assert_eq!(bench.said.iter().filter(|said| **said == gave_up).count(), 1);
+    assert_eq!((attempts, bench.last_said()), (20, &gave_up));
+    let before = bench.now;
+    let start = bench.step();
+    assert_eq!(bench.now.since(before), Pace::default().stranded_pause);
+    set_state(&mut bench.view, GPU, GpuState::Host { driver: HostDriver::Bound });
+    bench.ended(&start, Ok(()));
+    assert_eq!(bench.until_step(Duration::from_secs(60)), None);
+    assert_eq!(*bench.last_said(), StepReport::Satisfied);
+}
+
+#[test]
+fn another_wish_begins_anew_and_the_step_under_way_is_waited_for() {
+    let mut bench = Bench::new(Intent::Attached);
+    let start = bench.step();
+    bench.work.desire(node(2, vec![desired(Intent::Detached)]));
+    assert_eq!(bench.until_step(Duration::from_secs(60)), None, "its VM has a step under way");
+    bench.ended(&start, Err(failed("no")));
+    assert_eq!(bench.until_step(Duration::from_secs(60)), None);
+    assert_eq!(*bench.last_said(), StepReport::Satisfied, "nothing had happened, nothing is to be undone");
+}
+
+#[test]
+fn what_is_no_longer_wished_ends_with_its_step() {
+    let mut bench = Bench::new(Intent::Attached);
+    let start = bench.step();
+    bench.work.desire(node(2, Vec::new()));
+    assert!(!bench.work.is_idle());
+    bench.ended(&start, Ok(()));
+    assert!(bench.work.is_idle());
+    assert_eq!(bench.until_step(Duration::from_secs(600)), None);
+}
+
+#[test]
+fn kept_is_only_watched() {
+    let mut bench = Bench::new(Intent::Kept);
+    assert_eq!(bench.until_step(Duration::from_secs(600)), None);
+    assert_eq!(bench.said, []);
+}
+
+#[test]
+fn a_new_session_is_told_everything_and_a_later_generation_what_is_settled() {
+    let mut bench = Bench::new(Intent::Detached);
+    bench.work.new_session();
+    assert!(bench.work.next(bench.now).look);
+    bench.work.looked(Ok(bench.view.clone()), bench.now);
+    let todo = bench.work.next(bench.now);
+    assert!(todo.inventory.is_some_and(|report| report.full && report.sequence == 1));
+    assert_eq!(
+        todo.progress.iter().map(|p| (p.generation, &p.report)).collect::<Vec<_>>(),
+        [(1, &StepReport::Satisfied)]
+    );
+    assert_eq!(bench.work.next(bench.now).progress, []);
+    bench.work.desire(node(2, vec![desired(Intent::Detached)]));
+    assert_eq!(bench.work.next(bench.now).progress[0].generation, 2);
+    bench.work.desire(node(2, vec![desired(Intent::Detached)]));
+    assert_eq!(bench.work.next(bench.now).progress, []);
+    bench.work.new_session();
+    let todo = bench.work.next(bench.now);
+    assert_eq!((todo.progress.len(), todo.inventory.is_some()), (1, true));
+}
+
+/// Two placements that share a VM or a card: the controller never wants that, and the agent would not do it.
+#[test]
+fn two_placements_never_work_on_one_vm_or_card_at_once() {
+    let other = |change: fn(&mut DesiredPlacement)| {
+        let mut other = desired(Intent::Attached);
+        other.uid = "00000000-0000-4000-8000-000000000002".parse().unwrap();
+        change(&mut other);
+        other
+    };
+    let same_card = other(|p| p.vm = id(OTHER_VM));
+    let same_vm = other(|p| p.gpus[0].address = at("PCIROOT(20)#PCI(0400)#PCI(0000)"));
+    for second in [same_card, same_vm] {
+        let mut bench = Bench::new(Intent::Attached);
+        bench.work.desire(node(2, vec![desired(Intent::Attached), second.clone()]));
+        let start = bench.step();
+        assert_eq!(start.uid, desired(Intent::Attached).uid);
+        assert_eq!(bench.until_step(Duration::from_secs(60)), None, "the other one has begun as well");
+        // What is kept goes before what is wanted.
+        let mut bench = Bench::new(Intent::Attached);
+        let kept = DesiredPlacement { intent: Intent::Kept, ..second };
+        bench.work.desire(node(2, vec![desired(Intent::Attached), kept]));
+        assert_eq!(bench.until_step(Duration::from_secs(60)), None);
+    }
+}
+
+#[test]
+fn independent_placements_work_side_by_side_up_to_a_bound() {
+    let mut bench = Bench::new(Intent::Attached);
+    let mut second = desired(Intent::Attached);
+    second.uid = "00000000-0000-4000-8000-000000000002".parse().unwrap();
+    second.vm = id(OTHER_VM);
+    second.gpus[0].address = at("PCIROOT(20)#PCI(0400)#PCI(0000)");
+    let mut gpu = bench.view.gpus[&at(GPU)].clone();
+    gpu.address = second.gpus[0].address.clone();
+    gpu.survey.companions.clear();
+    bench.view.gpus.insert(gpu.address.clone(), gpu);
+    for (at_once, begun) in [(8, 2), (1, 1)] {
+        let mut work = Work::new(Memory::default(), Pace { at_once, ..Pace::default() });
+        work.desire(node(1, vec![desired(Intent::Attached), second.clone()]));
+        assert!(work.next(bench.now).look);
+        work.looked(Ok(bench.view.clone()), bench.now);
+        assert_eq!(work.next(bench.now).start.len(), begun);
+    }
+}
+
+/// The agent dies after every single step, knowing nothing of how it ended: the next life goes on from what it sees.
+#[test]
+fn a_restart_after_any_step_changes_nothing() {
+    let mut bench = Bench::new(Intent::Attached);
+    let mut kinds = Vec::new();
+    while let Some(start) = bench.until_step(Duration::from_secs(60)) {
+        kinds.push(start.step.kind());
+        match &start.step {
+            Step::ConfigureVm { settings, .. } => vm_of(&mut bench.view).settings = settings.clone(),
+            Step::Disable { address } => {
+                set_state(&mut bench.view, &address.to_string(), GpuState::Host { driver: HostDriver::Disabled });
+            }
+            Step::Dismount { address } => set_state(&mut bench.view, &address.to_string(), GpuState::Pooled),
+            Step::Attach { vm, address } => attach(&mut bench.view, &vm.to_string(), &address.to_string()),
+            Step::StartVm { .. } => vm_of(&mut bench.view).vm.state = VmState::Running,
+            other @ (Step::MakeStandalone { .. }
+            | Step::StopVm { .. }
+            | Step::Verify { .. }
+            | Step::Detach { .. }
+            | Step::DetachStale { .. }
+            | Step::Mount { .. }
+            | Step::Enable { .. }
+            | Step::RestoreVm { .. }) => panic!("{other}"),
+        }
+        bench.work = Work::new(bench.work.memory().clone(), Pace::default());
+        bench.work.desire(node(1, vec![desired(Intent::Attached)]));
+    }
+    use StepKind::{Attach, ConfigureVm, Disable, Dismount, StartVm};
+    assert_eq!(kinds, [ConfigureVm, Disable, Disable, Dismount, Dismount, Attach, Attach, StartVm]);
+    assert_eq!(*bench.last_said(), StepReport::Satisfied);
+    assert_eq!(bench.view.holders(&at(AUDIO)).count(), 1);
+}
+
+#[test]
+fn a_vm_that_does_not_show_at_first_is_waited_for() {
+    let mut bench = Bench::new(Intent::Attached);
+    let vm = bench.view.vms.remove(&id(VM)).unwrap();
+    assert_eq!(bench.until_step(Duration::from_secs(2)), None);
+    assert_eq!(bench.said, [], "nothing is concluded yet");
+    bench.view.vms.insert(id(VM), vm);
+    assert_eq!(bench.step().step.kind(), StepKind::ConfigureVm);
+    let mut bench = Bench::new(Intent::Attached);
+    bench.view.vms.remove(&id(VM));
+    assert_eq!(bench.until_step(Duration::from_secs(60)), None);
+    assert!(matches!(bench.last_said(), StepReport::Failed { step: StepKind::Check, .. }));
+}

@@ -1,6 +1,7 @@
 //! The habits of the simulated host, each as the real one has it.
 
 use super::*;
+use crate::driver::HostDriver as _;
 use berth_agent_core::plan::wanted_settings;
 use berth_model::VmId;
 use berth_model::gpu::{GpuState, HostDriver, Verdict};
@@ -135,7 +136,8 @@ fn a_running_vm_keeps_its_settings_and_devices() {
 
 #[test]
 fn a_vm_does_not_start_without_what_its_device_needs() {
-    let rows: [(&str, fn(&mut berth_agent_core::observed::VmSettings)); 4] = [
+    type Spoil = fn(&mut berth_agent_core::observed::VmSettings);
+    let rows: [(&str, Spoil); 4] = [
         ("Insufficient system resources", |s| s.mmio_high_bytes -= 1),
         ("Insufficient system resources", |s| s.mmio_low_bytes -= 1),
         ("dynamic memory", |s| s.static_memory = false),
