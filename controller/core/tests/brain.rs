@@ -164,6 +164,11 @@ impl Fixture {
     }
 
     fn connect(&mut self, node: &str) {
+        self.connect_at(node, 0);
+    }
+
+    /// An agent whose ledger holds this generation.
+    fn connect_at(&mut self, node: &str, ledger_generation: u64) {
         self.input(Input::Connected(Box::new(Hello {
             node: node_name(node),
             agent_version: "0.1.0".into(),
@@ -171,7 +176,7 @@ impl Fixture {
             boot: BootId::new("boot-1").unwrap(),
             facts: facts(),
             ledger_term: 0,
-            ledger_generation: 0,
+            ledger_generation,
         })));
     }
 
@@ -356,6 +361,25 @@ fn an_old_satisfied_does_not_release() {
     f.connect("n2");
     f.input(Input::Progress { node: node_name("n2"), progress: Box::new(foreign) });
     assert_eq!(f.get("p1").phase.name(), "Releasing", "another node has no say");
+}
+
+#[test]
+fn what_an_agent_did_for_a_later_wish_than_the_store_remembers_is_no_answer_to_the_older_one() {
+    let mut f = Fixture::with_node(1);
+    f.create(request("p1", "web", 1)).unwrap();
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    // The store was put back to before p1 became active and was released: the agent has given the GPU back since, for
+    // generation 7, and tells that first of all.
+    f.connect_at("n1", 7);
+    let uid = f.get("p1").uid.clone();
+    let report = StepReport::Satisfied;
+    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(Progress { generation: 7, uid, report }) });
+    f.check(expect![[r#"
+        p1 Preparing n1/PCIROOT(0)#PCI(0000)
+        n1 generation 8 wants [p1 Attached], 0 available
+    "#]]);
+    f.progress("p1", StepReport::Satisfied);
+    assert_eq!(f.get("p1").phase.name(), "Active", "what is said of the present wish counts");
 }
 
 #[test]

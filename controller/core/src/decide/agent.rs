@@ -3,11 +3,12 @@
 use super::Brain;
 use super::draft::Draft;
 use crate::condition;
+use crate::desired;
 use crate::lifecycle::Event;
 use crate::world::{Gpu, Link, Node, View};
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
 use berth_model::inventory::{Hello, InventoryReport, Listing};
-use berth_model::placement::{CurrentStep, Phase, Progress, StepReport};
+use berth_model::placement::{CurrentStep, Phase, Placement, Progress, StepReport};
 use berth_model::request::Resources;
 use berth_model::{NodeName, PlacementName, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,11 +49,24 @@ impl Brain {
                 node.generation = ledger_generation + 1;
             }
         });
+        if behind {
+            // It also answers for wishes that are forgotten here: what it says of them must not count for those of now.
+            self.renew_wishes(draft, &name);
+        }
         if !same || behind {
             draft.store_nodes.insert(name.clone());
         }
         draft.desired.insert(name.clone());
         self.look_changed(draft, &name);
+    }
+
+    /// Says of every wish of a node that it is as new as the node's generation: no older report answers it any more.
+    fn renew_wishes(&mut self, draft: &mut Draft, name: &NodeName) {
+        let Some(generation) = self.world.node(name).map(|node| node.generation) else { return };
+        let wished: Vec<_> = self.world.placements_on(name).filter(|p| desired::entry(p).is_some()).cloned().collect();
+        for placement in wished {
+            self.put(draft, Placement { generation, ..Placement::clone(&placement) });
+        }
     }
 
     pub(super) fn disconnected(&mut self, draft: &mut Draft, name: &NodeName) {
