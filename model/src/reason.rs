@@ -400,10 +400,10 @@ pub enum Refusal {
         /// Its placement.
         placement: PlacementName,
     },
-    /// Several VMs have that name.
-    #[error("VM name {vm} is on several nodes ({}); name one by its id or add a node", .nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    /// Several VMs have that name, or that id: a VM and its replica have the same.
+    #[error("{}", ambiguous(.vm, .nodes))]
     VmAmbiguous {
-        /// The name.
+        /// The VM as asked for.
         vm: VmSelector,
         /// Where it was seen, at most 8.
         nodes: Vec<NodeName>,
@@ -510,6 +510,17 @@ fn list_or_none<T: fmt::Display>(items: &[T]) -> String {
         "none".to_owned()
     } else {
         items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn ambiguous(vm: &VmSelector, nodes: &[NodeName]) -> String {
+    let several = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match (vm, nodes) {
+        (VmSelector::Id(_), _) => format!("VM {vm} is on several nodes ({several}); add a node"),
+        (VmSelector::Name(_), [node]) => format!("several VMs on {node} have the name {vm}; name one by its id"),
+        (VmSelector::Name(_), _) => {
+            format!("VM name {vm} is on several nodes ({several}); name one by its id or add a node")
+        }
     }
 }
 

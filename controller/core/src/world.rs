@@ -216,8 +216,8 @@ pub struct World {
     deadlines: OrdSet<(Timestamp, PlacementName)>,
     /// Placements that own GPUs, by the group they are to be spread in.
     spread: OrdMap<PlacementName, OrdSet<PlacementName>>,
-    /// Where VMs were last seen.
-    vm_nodes: OrdMap<VmId, NodeName>,
+    /// Where VMs are seen, by id: a VM and its replica on another node have the same.
+    vm_nodes: OrdMap<VmId, OrdSet<NodeName>>,
     /// VMs by lower-cased name: names are not unique.
     vm_names: OrdMap<String, OrdSet<(NodeName, VmId)>>,
     /// Placements that are over, oldest first: the history that may be forgotten.
@@ -358,7 +358,9 @@ impl World {
     /// Where VMs that a selector means were last seen, in order of node.
     pub fn find_vms(&self, selector: &VmSelector) -> Vec<(NodeName, VmId)> {
         match selector {
-            VmSelector::Id(id) => self.vm_nodes.get(id).map(|node| (node.clone(), id.clone())).into_iter().collect(),
+            VmSelector::Id(id) => {
+                self.vm_nodes.get(id).into_iter().flatten().map(|node| (node.clone(), id.clone())).collect()
+            }
             VmSelector::Name(name) => {
                 self.vm_names.get(&name_key(name.as_str())).into_iter().flatten().cloned().collect()
             }
@@ -406,8 +408,11 @@ impl World {
         if !same_vms {
             if let Some(node) = before {
                 for (id, name) in vms(before) {
-                    if self.vm_nodes.get(&id) == Some(&node.name) {
-                        self.vm_nodes.remove(&id);
+                    if let Some(set) = self.vm_nodes.get_mut(&id) {
+                        set.remove(&node.name);
+                        if set.is_empty() {
+                            self.vm_nodes.remove(&id);
+                        }
                     }
                     let key = name_key(name.as_str());
                     if let Some(set) = self.vm_names.get_mut(&key) {
@@ -420,7 +425,7 @@ impl World {
             }
             if let Some(node) = after {
                 for (id, name) in vms(after) {
-                    self.vm_nodes.insert(id.clone(), node.name.clone());
+                    self.vm_nodes.entry(id.clone()).or_default().insert(node.name.clone());
                     self.vm_names.entry(name_key(name.as_str())).or_default().insert((node.name.clone(), id));
                 }
             }
@@ -531,6 +536,7 @@ impl World {
             ("deadlines", self.deadlines == fresh.deadlines),
             ("history", self.over == fresh.over),
             ("VMs by name", self.vm_names == fresh.vm_names),
+            ("VMs by id", self.vm_nodes == fresh.vm_nodes),
             ("reservations", reserved(self) == reserved(&fresh)),
             ("the scheduling index", self.index == Index::recompute(self.nodes.values().map(|node| &**node))),
         ];

@@ -533,6 +533,25 @@ fn commit_takes_a_held_placement_to_its_vm() {
 }
 
 #[test]
+fn a_vm_id_on_two_nodes_is_ambiguous_and_one_of_them_can_go() {
+    let mut f = Fixture::with_node(2);
+    f.connect("n2");
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![]);
+    // As with Hyper-V Replica: a VM and its replica have one id.
+    f.report("n1", vec![gpu(0, IN_HOST), gpu(1, IN_HOST)], vec![vm(1, "web")]);
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    let by_id = |name: &str| request(name, vm_id(1).as_str(), 1);
+    let both = f.create(by_id("p1")).unwrap_err().to_string();
+    expect!["VM 00000000-0000-0000-0000-000000000001 is on several nodes (n1, n2); add a node"].assert_eq(&both);
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![]);
+    assert_eq!(f.create(by_id("p1")).unwrap().assignment.as_ref().unwrap().node, node_name("n1"));
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    f.release("p1");
+    let named = f.create(Draft { node: "n1".into(), ..by_id("p2") });
+    assert!(matches!(named, Err(Refusal::VmHasPlacement { .. })), "{named:?}");
+}
+
+#[test]
 fn a_lost_node_keeps_its_claims_and_says_so() {
     let mut f = Fixture::with_node(1);
     f.create(request("p1", "web", 1)).unwrap();

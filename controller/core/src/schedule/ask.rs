@@ -120,16 +120,15 @@ fn find_vm(world: &World, request: &PlacementRequest) -> Result<Option<(NodeName
             VmSelector::Name(_) => Ok(None),
         };
     }
-    let seen: Vec<NodeName> = found.iter().map(|(node, _)| node.clone()).collect();
-    if found.len() > 1
-        && let Some(node) = &request.node
+    if let Some(node) = &request.node
+        && found.iter().any(|(seen, _)| seen == node)
     {
         found.retain(|(seen, _)| seen == node);
     }
     match <[_; 1]>::try_from(found) {
         Ok([one]) => Ok(Some(one)),
-        Err(_) => {
-            let mut nodes = seen;
+        Err(found) => {
+            let mut nodes: Vec<NodeName> = found.into_iter().map(|(node, _)| node).collect();
             nodes.dedup();
             nodes.truncate(MAX_AMBIGUOUS);
             Err(Refusal::VmAmbiguous { vm: request.vm.clone(), nodes })
