@@ -533,6 +533,20 @@ fn commit_takes_a_held_placement_to_its_vm() {
 }
 
 #[test]
+fn commit_refuses_a_vm_that_has_another_name() {
+    let mut f = Fixture::with_node(2);
+    f.create(request("p1", "web", 1)).unwrap();
+    f.report("n1", vec![gpu(0, IN_HOST), gpu(1, IN_HOST)], vec![vm(2, "database")]);
+    let wrong =
+        f.try_input(Input::Commit { name: name("p1"), vm_id: Some(vm_id(2)), version: None }).unwrap_err().to_string();
+    expect!["vm_id: 00000000-0000-0000-0000-000000000002 is VM database on n1, the request is for web"]
+        .assert_eq(&wrong);
+    // One that no report has shown yet is the caller's to know.
+    f.input(Input::Commit { name: name("p1"), vm_id: Some(vm_id(1)), version: None });
+    assert_eq!(f.get("p1").phase.name(), "Preparing");
+}
+
+#[test]
 fn a_vm_id_on_two_nodes_is_ambiguous_and_one_of_them_can_go() {
     let mut f = Fixture::with_node(2);
     f.connect("n2");

@@ -183,10 +183,17 @@ impl Brain {
             (None, Some(seen), _) => seen,
             (None, None, _) => return Err(Refusal::VmNotSeen { vm: placement.request.vm.clone(), node }),
         };
-        if let Some(elsewhere) =
-            self.world.find_vms(&VmSelector::Id(vm.clone())).into_iter().map(|(at, _)| at).find(|at| *at != node)
-        {
-            return Err(wrong(format!("VM {vm} is on {elsewhere}, its GPUs are held on {node}")));
+        match self.world.node(&node).and_then(|node| node.vms.get(&vm)) {
+            Some(known) if !placement.request.vm.selects(known) => {
+                let (is, asked) = (&known.name, &placement.request.vm);
+                return Err(wrong(format!("{vm} is VM {is} on {node}, the request is for {asked}")));
+            }
+            Some(_) => {}
+            None => {
+                if let Some((elsewhere, _)) = self.world.find_vms(&VmSelector::Id(vm.clone())).first() {
+                    return Err(wrong(format!("VM {vm} is on {elsewhere}, its GPUs are held on {node}")));
+                }
+            }
         }
         if !self.take_up(draft, name, vm.clone()) {
             let owner = self.world.placement_by_vm(&VmSelector::Id(vm.clone()));
