@@ -22,6 +22,7 @@ use crate::replica::Replica;
 use berth_model::reason::{ErrorClass, Refusal};
 use berth_model::{NodeName, Timestamp};
 use berth_proto::status;
+use berth_store::Store;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tonic::Status;
@@ -51,6 +52,8 @@ pub struct Sources {
     pub checked: operations::SharedCheck,
     /// Kind of store.
     pub store: &'static str,
+    /// The store itself: for a backup, which is of records and not of what is shown.
+    pub records: Arc<dyn Store>,
 }
 
 /// The shell's clock.

@@ -107,6 +107,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         seen: Arc::new(seen),
         checked: Arc::clone(&checked),
         store: store.kind(),
+        records: Arc::clone(&store),
     };
     let router = api::server::router(sources, agents)?;
 

@@ -124,6 +124,11 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// The leadership that writes.
+    pub(crate) fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
     /// No groups. `node_versions` says how often each node's record was written, by key; `revision` is that of the world
     /// it starts from.
     pub fn new(fence: Fence, node_versions: BTreeMap<String, u64>, revision: Revision) -> Self {

@@ -23,6 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 /// Inputs that wait for a decision. A whole large fleet may report at once; each waits in here or at its own stream.
 pub(crate) const QUEUE: usize = 4_096;
 
+/// How far above its own a leader believes an agent's term. Terms grow by one with each leadership: a million of them is a
+/// controller that starts anew every minute for two years. A higher one is damage, and following it would soon reach the
+/// end of numbers.
+pub(crate) const MAX_TERM_LEAP: u64 = 1_000_000;
+
 /// How long a call waits for a place in the queue before it is told to come back later: shorter than any client's own
 /// deadline, longer than a hiccup of the disk.
 const ADMISSION: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod api;
 pub mod app;
+pub mod backup;
 pub mod commit;
 pub mod config;
 pub mod leader;

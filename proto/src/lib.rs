@@ -1,8 +1,9 @@
 //! The wire and its one conversion to and from the vocabulary.
 //!
-//! Owns the generated messages and services, [`convert`], and [`status`]. Nothing of the wire may be known below, and no
+//! Owns the generated messages and services, [`convert`], [`status`], and the form of a [`backup`]. Nothing of the wire may be known below, and no
 //! decision may be taken here.
 
+pub mod backup;
 pub mod convert;
 pub mod status;
 

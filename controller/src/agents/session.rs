@@ -1,7 +1,7 @@
 //! One agent's session: greets, listens, passes on, and ends when nothing is heard.
 
 use super::{Busy, Opened, Outgoing, Seen};
-use crate::leader::{Gone, Leader, now};
+use crate::leader::{Gone, Leader, MAX_TERM_LEAP, now};
 use crate::replica::Replica;
 use berth_core::decide::Input;
 use berth_model::inventory::{Hello, InventoryReport, Listing};
@@ -110,6 +110,7 @@ impl NodeAgentService {
         };
         check_protocol(&hello)?;
         let hello = Hello::try_from(hello).map_err(|invalid| refuse("hello", &invalid))?;
+        check_term(&hello, self.replica.now().term)?;
         let opened = self.seen.open(&hello.node, now(), self.silence()).map_err(|busy| match busy {
             Busy::Connected { .. } => Status::already_exists(busy.to_string()),
             Busy::TooMany => Status::resource_exhausted(busy.to_string()),
@@ -311,6 +312,18 @@ fn check_protocol(hello: &v1::Hello) -> Result<(), Status> {
     };
     Err(Status::failed_precondition(format!(
         "the agent speaks version {theirs} of the agent protocol, this controller version {AGENT_PROTOCOL}: {update}"
+    )))
+}
+
+/// A leader rises above any term that its agents have obeyed, if it can be one.
+fn check_term(hello: &Hello, term: u64) -> Result<(), Status> {
+    if hello.ledger_term <= term.saturating_add(MAX_TERM_LEAP) {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "the agent of node {} says that it has obeyed term {}, and this is term {term}: its ledger is damaged, or it belongs \
+         to another Berth. Look at the host, then remove the agent's ledger",
+        hello.node, hello.ledger_term
     )))
 }
 

@@ -1,18 +1,35 @@
-//! The controller about itself.
+//! The controller about itself, and all that it keeps, to be put away.
 
-use super::Sources;
 use super::summary::Summaries;
 use super::view::count;
+use super::{Sources, overloaded};
+use crate::backup;
 use arc_swap::ArcSwap;
 use berth_core::invariants::Violation;
 use berth_model::Timestamp;
+use berth_model::reason::ErrorClass;
 use berth_proto::v1::operations_server::Operations;
-use berth_proto::{convert, v1};
+use berth_proto::{convert, status, v1};
+use futures::StreamExt as _;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 /// Most violations told one by one: the first few say what is wrong, and a person must look anyway.
 const MAX_VIOLATIONS: usize = 100;
+
+/// Backups at one time: each reads all of the store.
+const MAX_BACKUPS: usize = 2;
+
+/// Lets backups in, up to a bound.
+#[derive(Clone)]
+pub(crate) struct Backups(Arc<Semaphore>);
+
+impl Default for Backups {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_BACKUPS)))
+    }
+}
 
 /// What the last check of the invariants found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,10 +48,29 @@ pub type SharedCheck = Arc<ArcSwap<Checked>>;
 pub(crate) struct OperationsService {
     pub(crate) sources: Sources,
     pub(crate) summaries: Summaries,
+    pub(crate) backups: Backups,
 }
 
 #[tonic::async_trait]
 impl Operations for OperationsService {
+    type BackupStream = super::watch::Stream<v1::BackupPart>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let place = Arc::clone(&self.backups.0).try_acquire_owned();
+        let place = place.map_err(|_| overloaded("two backups are being taken already; try again later"))?;
+        let about = backup::About {
+            berth_version: env!("CARGO_PKG_VERSION"),
+            taken_at: super::now(),
+            term: self.sources.replica.now().term,
+        };
+        let parts = backup::take(Arc::clone(&self.sources.records), about);
+        let parts = parts.map(move |part| {
+            let _until_the_last_part = &place;
+            part.map_err(|error| failed(&error))
+        });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let snapshot = self.sources.replica.now();
         let summary = self.summaries.of(&snapshot);
@@ -61,5 +97,15 @@ impl Operations for OperationsService {
             violations: checked.violations.iter().take(MAX_VIOLATIONS).map(ToString::to_string).collect(),
             checked_at: checked.at.map(convert::timestamp),
         }))
+    }
+}
+
+fn failed(error: &berth_store::Error) -> Status {
+    match error {
+        berth_store::Error::Compacted { .. } => status::too_old(&format!("{error}: begin the backup again")),
+        berth_store::Error::Unavailable(_) => {
+            status::failure(ErrorClass::Unavailable, "STORE_UNAVAILABLE", &error.to_string())
+        }
+        berth_store::Error::Corrupt(_) => status::failure(ErrorClass::Internal, "STORE_DAMAGED", &error.to_string()),
     }
 }

@@ -3,7 +3,7 @@
 use super::health::HealthService;
 use super::inventory::InventoryService;
 use super::json::Transcoder;
-use super::operations::OperationsService;
+use super::operations::{Backups, OperationsService};
 use super::placements::PlacementsService;
 use super::plan::{Explainer, Planner};
 use super::summary::Summaries;
@@ -77,7 +77,7 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router,
         planner: Planner::default(),
         explainer: Explainer::default(),
     };
-    let operations = OperationsService { sources, summaries };
+    let operations = OperationsService { sources, summaries, backups: Backups::default() };
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(berth_proto::DESCRIPTORS)

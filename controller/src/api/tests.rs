@@ -83,6 +83,7 @@ impl Edge {
             seen: Arc::new(SeenAlways),
             checked: Arc::new(ArcSwap::from_pointee(Checked { violations: vec![], at: Some(start) })),
             store: "memory",
+            records: Arc::new(berth_store::memory::Memory::new()),
         };
         let router = server::router(sources, NoAgents).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -545,7 +546,8 @@ async fn a_call_that_is_never_answered_ends_and_says_that_nobody_knows() {
     let (leader, _never_read) = Leader::channel(1);
     let (replica, _publisher) = Replica::new(Default::default(), 1, 1, Timestamp::from_millis(0));
     let checked = Arc::new(ArcSwap::from_pointee(Checked::default()));
-    let sources = Sources { leader, replica, seen: Arc::new(SeenAlways), checked, store: "memory" };
+    let records = Arc::new(berth_store::memory::Memory::new());
+    let sources = Sources { leader, replica, seen: Arc::new(SeenAlways), checked, store: "memory", records };
     let router = server::router(sources, NoAgents).unwrap();
     let request = http::Request::post("/berth.v1.Placements/Release")
         .header("content-type", "application/json")

@@ -29,7 +29,7 @@ pub(crate) fn placement(world: &World, placement: &Placement, now: Timestamp) ->
 pub(crate) fn node(node: &Node, seen: &dyn LastSeen) -> v1::Node {
     let (connected, since) = match node.link {
         Link::Connected { since } => (true, since),
-        Link::Disconnected { since } => (false, since),
+        Link::Disconnected { since } | Link::Unheard { since } => (false, since),
     };
     let not_ready = node.not_ready();
     v1::Node {

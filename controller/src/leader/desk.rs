@@ -4,7 +4,7 @@
 //! Owns the [`Brain`] of one leadership and the order "durable first, then told". Waits for nothing and has no clock, so
 //! that the simulation drives the very same rules as [`super::run`] does.
 
-use super::{Answer, CallError, Decided, SessionId};
+use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
 use crate::commit::{Fate, Groups, Unfit};
 use berth_core::decide::{Brain, Input};
 use berth_core::world::World;
@@ -107,12 +107,14 @@ pub struct Desk<R> {
     /// Nodes whose agents have not told everything since the world was loaded; what they add to it means nothing yet.
     awaited: BTreeSet<NodeName>,
     revision: Revision,
+    /// Highest term that an agent has obeyed, as heard in this leadership.
+    obeyed: u64,
 }
 
 impl<R> Desk<R> {
     /// Begins with a world that was loaded at `revision`.
     pub fn new(brain: Brain, revision: Revision) -> Self {
-        Self { brain, batches: VecDeque::new(), untold: 0, awaited: BTreeSet::new(), revision }
+        Self { brain, batches: VecDeque::new(), untold: 0, awaited: BTreeSet::new(), revision, obeyed: 0 }
     }
 
     /// The brain, decisions not yet durable included.
@@ -123,6 +125,19 @@ impl<R> Desk<R> {
     /// The revision last told.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The highest term that an agent has obeyed, if it is above this leadership's: the store has forgotten something, and
+    /// that agent obeys only a leadership whose term is higher. See
+    /// `docs/decisions/2026-11-22-terms-above-what-agents-obeyed.md`.
+    pub fn outranked(&self) -> Option<u64> {
+        (self.obeyed > self.brain.term()).then_some(self.obeyed)
+    }
+
+    fn hear_of_term(&mut self, hello: &Hello) {
+        if hello.ledger_term <= self.brain.term().saturating_add(MAX_TERM_LEAP) {
+            self.obeyed = self.obeyed.max(hello.ledger_term);
+        }
     }
 
     /// Inputs decided and not yet told.
@@ -137,6 +152,7 @@ impl<R> Desk<R> {
             Input::Connected(hello) => {
                 let newer = sessions.open.get(&hello.node).is_none_or(|(id, _)| *id < session);
                 if newer {
+                    self.hear_of_term(hello);
                     sessions.open.insert(hello.node.clone(), (session, hello.clone()));
                     self.awaited.insert(hello.node.clone());
                 }
@@ -259,6 +275,7 @@ impl<R> Desk<R> {
         let mut work = Work::default();
         for (node, (_, hello)) in &sessions.open {
             self.awaited.insert(node.clone());
+            self.hear_of_term(hello);
             self.decide(groups, now, Input::Connected(hello.clone()), None, &mut work)?;
         }
         self.enqueue(groups, work);

@@ -7,7 +7,7 @@ use crate::replica::{Publisher, Replica};
 use berth_core::decide::{Input, Limits};
 use berth_model::desired::DesiredNode;
 use berth_model::{NodeName, Timestamp};
-use berth_store::{CommitError, Leadership, Store};
+use berth_store::{CommitError, Leadership, Store, term};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -94,6 +94,8 @@ enum Turn {
     Stop,
     /// Load the world anew.
     Reload(CommitError),
+    /// Lead anew above this term, which an agent has obeyed.
+    Rise(u64),
 }
 
 /// One leadership.
@@ -152,6 +154,13 @@ impl Service {
                         loaded = self.reload(&why) => loaded?,
                     }
                 }
+                Turn::Rise(obeyed) => {
+                    let stop = self.stop.clone();
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        risen = self.rise(obeyed) => risen?,
+                    }
+                }
             }
         }
     }
@@ -166,12 +175,16 @@ impl Service {
                 () = self.stop.cancelled() => return self.finish().await,
                 () = &mut self.lead.lost => return Err(Ended::LostLeadership),
                 Some(result) = self.lead.pipeline.next(), if self.lead.pipeline.is_busy() => {
-                    if let Some(turn) = self.settled(result)? {
-                        return Ok(turn);
+                    if let Some(why) = self.settled(result)? {
+                        return Ok(Turn::Reload(why));
                     }
                 }
                 () = tokio::time::sleep_until(tick_at), if room => {
                     self.lead.ticked = Instant::now();
+                    // At a tick, not at once: agents come back together, and the highest of their terms counts for all.
+                    if let Some(obeyed) = self.lead.desk.outranked() {
+                        return Ok(Turn::Rise(obeyed));
+                    }
                     self.decide_all(std::iter::once(Source::Tick))?;
                 }
                 taken = self.queue.recv_many(&mut calls, BATCH), if room => {
@@ -187,7 +200,7 @@ impl Service {
     }
 
     /// Takes note of one transaction's end. `Some` when this leadership cannot go on.
-    fn settled(&mut self, result: Result<(), CommitError>) -> Result<Option<Turn>, Ended> {
+    fn settled(&mut self, result: Result<(), CommitError>) -> Result<Option<CommitError>, Ended> {
         match result {
             Ok(()) => {
                 self.attempts = 0;
@@ -196,7 +209,7 @@ impl Service {
             Err(CommitError::Fenced) => Err(Ended::LostLeadership),
             Err(CommitError::Illegal(why)) => Err(Ended::Illegal(why)),
             Err(error @ (CommitError::Precondition { .. } | CommitError::Unavailable(_) | CommitError::Unknown(_))) => {
-                Ok(Some(Turn::Reload(error)))
+                Ok(Some(error))
             }
         }
     }
@@ -209,15 +222,43 @@ impl Service {
                 let _hung_up = to.send(Err(CallError::Unavailable("the controller is stopping".to_owned())));
             }
         }
+        if let Some(why) = self.commit_all().await? {
+            self.lead.pipeline.settle().await;
+            self.give_up(&why);
+        }
+        Ok(Turn::Stop)
+    }
+
+    /// Commits and tells all that is decided. `Some`: not all of it could be committed, and this is why.
+    async fn commit_all(&mut self) -> Result<Option<CommitError>, Ended> {
         loop {
             self.lead.pipeline.dispatch();
             self.tell();
-            let Some(result) = self.lead.pipeline.next().await else { return Ok(Turn::Stop) };
-            if let Some(Turn::Reload(why)) = self.settled(result)? {
-                self.lead.pipeline.settle().await;
-                self.give_up(&why);
-                return Ok(Turn::Stop);
+            let Some(result) = self.lead.pipeline.next().await else { return Ok(None) };
+            if let Some(why) = self.settled(result)? {
+                return Ok(Some(why));
             }
+        }
+    }
+
+    /// Leads anew with a term above one that an agent has obeyed: agents refuse a lower one, and an equal one would be two
+    /// leaderships under one number. Fenced like every write, so that a leader whose time is over learns that instead.
+    async fn rise(&mut self, obeyed: u64) -> Result<(), Ended> {
+        let term = self.lead.desk.brain().term();
+        tracing::warn!(
+            term,
+            obeyed,
+            "an agent has obeyed a higher term than the store remembers, as after a restore; leading anew above it"
+        );
+        if let Some(why) = self.commit_all().await? {
+            return self.reload(&why).await;
+        }
+        let raising = term::raise(self.store.as_ref(), self.lead.pipeline.groups.fence(), obeyed);
+        let raised = tokio::time::timeout(self.options.commit_deadline, raising).await;
+        let raised = raised.unwrap_or_else(|_| Err(CommitError::Unknown("the term was not raised in time".to_owned())));
+        match self.settled(raised)? {
+            Some(why) => self.reload(&why).await,
+            None => self.lead_anew().await,
         }
     }
 
@@ -283,6 +324,11 @@ impl Service {
         if self.attempts > ATTEMPTS {
             return Err(Ended::Store { attempts: self.attempts, source: LoadFailure(load_error(why)) });
         }
+        self.lead_anew().await
+    }
+
+    /// Wins another leadership, loads the world and goes on with the sessions there are.
+    async fn lead_anew(&mut self) -> Result<(), Ended> {
         self.lead = take_over(&self.store, &self.options, &mut self.attempts).await?;
         let Lead { desk, pipeline, .. } = &mut self.lead;
         let brain = desk.brain();

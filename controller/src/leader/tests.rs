@@ -284,3 +284,61 @@ async fn a_full_queue_is_told_at_once_and_a_stopped_leader_never_hangs() {
     drop(queue);
     assert!(matches!(leader.submit(create(3, "c")).await, Err(CallError::Unavailable(_))));
 }
+
+/// As after a restore: the store remembers less than agents have obeyed.
+#[tokio::test]
+async fn a_leader_rises_above_the_highest_term_that_an_agent_has_obeyed() {
+    let fixture = Fixture::with_node(2, &["a"]).await;
+    fixture.leader.submit(create(1, "a")).await.unwrap();
+    let before = fixture.replica.now().term;
+    let told = |name: &str, ledger_term| {
+        let hello = berth_model::inventory::Hello { ledger_term, ledger_generation: 40, ..hello(name) };
+        Input::Connected(Box::new(hello))
+    };
+    fixture.leader.feed(session(2), told("n2", before + 500)).await.unwrap();
+    fixture.leader.feed(session(3), told("n3", before + 900)).await.unwrap();
+    eventually("the term is above both", || fixture.replica.now().term > before + 900).await;
+    assert_eq!(fixture.replica.now().term, before + 901, "and no higher than it must be");
+    assert!(fixture.phase("a").is_some(), "nothing is lost on the way");
+    eventually("agents get the new term", || {
+        fixture.outbox.last().get(&node("n3")).is_some_and(|sent| sent.term > before + 900 && sent.generation > 40)
+    })
+    .await;
+    fixture.report(1, 2, &["a"]).await;
+    eventually("the node is ready again", || fixture.is_ready()).await;
+    // The same terms once more change nothing.
+    fixture.leader.feed(session(4), told("n2", before + 500)).await.unwrap();
+    let term = fixture.replica.now().term;
+    fixture.leader.submit(create(2, "b")).await.unwrap();
+    assert_eq!(fixture.replica.now().term, term);
+    let after = fixture.restarted().await;
+    assert!(after.replica.now().term > term, "the next leadership goes on from there");
+    after.stop().await;
+}
+
+#[tokio::test]
+async fn a_deposed_leader_does_not_rise_again() {
+    let fixture = Fixture::with_node(1, &[]).await;
+    let term = fixture.replica.now().term;
+    // Somebody else leads, and an agent has heard of it; this one has not noticed.
+    fixture.store.campaign("another").await.unwrap();
+    let hello = berth_model::inventory::Hello { ledger_term: term + 1, ..hello("n2") };
+    let _ended = fixture.leader.feed(session(2), Input::Connected(Box::new(hello))).await;
+    let ended = fixture.running.await.unwrap();
+    assert!(matches!(ended, Err(Ended::LostLeadership)), "{ended:?}");
+    assert_eq!(fixture.store.get(key::TERM).await.unwrap(), None, "it wrote nothing");
+}
+
+#[tokio::test]
+async fn a_term_that_cannot_be_is_not_followed() {
+    let fixture = Fixture::with_node(1, &[]).await;
+    let term = fixture.replica.now().term;
+    let hello = berth_model::inventory::Hello { ledger_term: u64::MAX, ..hello("n2") };
+    fixture.leader.feed(session(2), Input::Connected(Box::new(hello))).await.unwrap();
+    eventually("the node is known", || fixture.replica.now().world.node(&node("n2")).is_some()).await;
+    let mut service = fixture.restarted().await;
+    assert_eq!(service.replica.now().term, term + 1);
+    service.stop.cancel();
+    (&mut service.running).await.unwrap().unwrap();
+    assert_eq!(service.store.get(key::TERM).await.unwrap(), None);
+}
