@@ -15,7 +15,8 @@ use berth_agent_core::ledger::Ledger;
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::work::{Pace, Start, Work};
-use berth_core::decide::{Brain, Change, Decision, Input, Limits};
+use berth_core::decide::{Brain, Change, Decision, Input};
+use berth_core::limits::Limits;
 use berth_model::node::StoredNode;
 use berth_model::placement::{Placement, StepError, StepErrorClass};
 use berth_model::{NodeName, PlacementName, PlacementUid, Timestamp};
@@ -156,6 +157,11 @@ impl Agenda {
         self.made += 1;
         self.heap.push(Reverse((at, self.made)));
         self.events.insert(self.made, event);
+    }
+
+    /// When the next thing happens. Looking does not take it out: what is put back would lose its turn.
+    fn next_at(&self) -> Option<Timestamp> {
+        self.heap.peek().map(|Reverse((at, _))| *at)
     }
 
     fn next(&mut self) -> Option<(Timestamp, Event)> {
@@ -314,13 +320,12 @@ impl Run {
 
     /// Lets things happen until `end`, or until `done`; says whether it is.
     fn until(&mut self, end: Timestamp, done: impl Fn(&Self) -> Result<bool, Broken>) -> Result<bool, Broken> {
-        while let Some((at, event)) = self.agenda.next() {
-            if at > end {
-                // It will happen later, if anybody goes on.
-                self.agenda.add(at, event);
+        while let Some(next) = self.agenda.next_at() {
+            if next > end {
                 self.now = end;
                 return Ok(false);
             }
+            let Some((at, event)) = self.agenda.next() else { break };
             self.now = self.now.max(at);
             self.happen(event)?;
             self.check()?;
