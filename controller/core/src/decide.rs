@@ -11,6 +11,7 @@ mod time;
 use crate::desired;
 pub use crate::limits::Limits;
 use crate::world::{Gpu, Link, Node, View, World};
+pub use agent::MAX_GENERATION_LEAP;
 use berth_model::Timestamp;
 use berth_model::desired::DesiredNode;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use berth_core::decide::{Brain, Change, Claimed, Decision, Input, Limits};
+use berth_core::decide::{Brain, Change, Claimed, Decision, Input, Limits, MAX_GENERATION_LEAP};
 use berth_core::{condition, invariants};
 use berth_model::gpu::*;
 use berth_model::inventory::{Hello, InventoryReport, Listing};
@@ -380,6 +380,30 @@ fn what_an_agent_did_for_a_later_wish_than_the_store_remembers_is_no_answer_to_t
     "#]]);
     f.progress("p1", StepReport::Satisfied);
     assert_eq!(f.get("p1").phase.name(), "Active", "what is said of the present wish counts");
+}
+
+#[test]
+fn a_generation_beyond_belief_moves_nothing() {
+    let mut f = Fixture::with_node(1);
+    f.create(request("p1", "web", 1)).unwrap();
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    for damaged in [u64::MAX, u64::MAX - 1, 2 + MAX_GENERATION_LEAP] {
+        f.connect_at("n1", damaged);
+        assert_eq!(f.brain.desired(&node_name("n1")).unwrap().generation, 1, "{damaged}");
+    }
+    f.connect_at("n1", 1 + MAX_GENERATION_LEAP);
+    assert_eq!(f.brain.desired(&node_name("n1")).unwrap().generation, 2 + MAX_GENERATION_LEAP);
+}
+
+#[test]
+fn a_report_about_a_wish_that_was_never_made_is_no_answer() {
+    let mut f = Fixture::with_node(1);
+    f.create(request("p1", "web", 1)).unwrap();
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    let uid = f.get("p1").uid.clone();
+    let report = StepReport::Satisfied;
+    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(Progress { generation: 2, uid, report }) });
+    assert_eq!(f.get("p1").phase.name(), "Preparing");
 }
 
 #[test]

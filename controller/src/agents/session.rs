@@ -3,7 +3,7 @@
 use super::{Busy, Opened, Outgoing, Seen};
 use crate::leader::{Gone, Leader, MAX_TERM_LEAP, now};
 use crate::replica::Replica;
-use berth_core::decide::Input;
+use berth_core::decide::{Input, MAX_GENERATION_LEAP};
 use berth_model::inventory::{Hello, InventoryReport, Listing};
 use berth_model::placement::Progress;
 use berth_proto::AGENT_PROTOCOL;
@@ -111,6 +111,8 @@ impl NodeAgentService {
         check_protocol(&hello)?;
         let hello = Hello::try_from(hello).map_err(|invalid| refuse("hello", &invalid))?;
         check_term(&hello, self.replica.now().term)?;
+        let stored = self.replica.now().world.node(&hello.node).map_or(0, |node| node.generation);
+        check_generation(&hello, stored)?;
         let opened = self.seen.open(&hello.node, now(), self.silence()).map_err(|busy| match busy {
             Busy::Connected { .. } => Status::already_exists(busy.to_string()),
             Busy::TooMany => Status::resource_exhausted(busy.to_string()),
@@ -324,6 +326,18 @@ fn check_term(hello: &Hello, term: u64) -> Result<(), Status> {
         "the agent of node {} says that it has obeyed term {}, and this is term {term}: its ledger is damaged, or it belongs \
          to another Berth. Look at the host, then remove the agent's ledger",
         hello.node, hello.ledger_term
+    )))
+}
+
+/// A node's generation rises above the one that its agent has accepted, if it can be one.
+fn check_generation(hello: &Hello, stored: u64) -> Result<(), Status> {
+    if hello.ledger_generation <= stored.saturating_add(MAX_GENERATION_LEAP) {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "the agent of node {} says that it has accepted generation {}, and this controller knows of {stored}: its ledger is \
+         damaged, or it belongs to another Berth. Look at the host, then remove the agent's ledger",
+        hello.node, hello.ledger_generation
     )))
 }
 

@@ -100,6 +100,7 @@ async fn whoever_does_not_greet_properly_is_refused_with_a_reason() {
         (wire(|h| h.protocol = 99), Code::FailedPrecondition, "update the controller first"),
         (wire(|h| h.node = "a b".into()), Code::InvalidArgument, "node"),
         (wire(|h| h.facts = None), Code::InvalidArgument, "facts"),
+        (wire(|h| h.ledger_generation = u64::MAX), Code::FailedPrecondition, "its ledger is damaged"),
         (agent_message::Message::Heartbeat(v1::Heartbeat {}), Code::InvalidArgument, "must be Hello"),
     ];
     for (first, code, text) in cases {

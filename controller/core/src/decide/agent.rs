@@ -13,6 +13,11 @@ use berth_model::request::Resources;
 use berth_model::{NodeName, PlacementName, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How far above the stored one an agent's generation is believed. A wish makes at most a few generations, so that a million
+/// is years of one node's work, more than any backup is old. A higher one is damage, and following it would soon reach the
+/// end of numbers.
+pub const MAX_GENERATION_LEAP: u64 = 1_000_000;
+
 impl Brain {
     pub(super) fn connected(&mut self, draft: &mut Draft, hello: Hello) {
         let Hello { node: name, agent_version, protocol: _, boot, facts, ledger_term: _, ledger_generation } = hello;
@@ -20,7 +25,8 @@ impl Brain {
         let known = self.world.node(&name);
         // An agent that accepted a later generation than is stored outlived a loss of the store. It obeys only what
         // follows on; and what is not named in its desired state it leaves alone.
-        let behind = known.map_or(0, |node| node.generation) < ledger_generation;
+        let generation = known.map_or(0, |node| node.generation);
+        let behind = generation < ledger_generation && ledger_generation - generation <= MAX_GENERATION_LEAP;
         let same = known.is_some_and(|node| node.facts == facts && node.agent_version == agent_version);
         if known.is_none() {
             self.world.insert_node(Node {
@@ -148,7 +154,9 @@ impl Brain {
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
-        if !its_node || generation < placement.generation {
+        let made = self.world.node(node).map_or(0, |node| node.generation);
+        // And one about a wish that is not made yet, or that a lost store knew, answers nothing.
+        if !its_node || generation < placement.generation || generation > made {
             return;
         }
         let name = placement.name().clone();
