@@ -39,12 +39,32 @@ pub struct Global {
     /// Where the controller listens.
     #[arg(long, global = true, env = "BERTH_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "URL")]
     pub endpoint: String,
+    /// Files for an endpoint that is https://.
+    #[command(flatten)]
+    pub tls: Tls,
     /// How long one call may take, retries included.
     #[arg(long, global = true, default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub deadline: Duration,
     /// No colour, even on a terminal.
     #[arg(long, global = true, env = "NO_COLOR", value_parser = FalseyValueParser::new())]
     pub no_color: bool,
+}
+
+/// Who the controller must be, and who we are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Tls {
+    /// The CA of the controller's certificate (PEM); needed for https://.
+    #[arg(long, global = true, env = "BERTH_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// A certificate to show (PEM); its subject is recorded with what you ask for.
+    #[arg(long, global = true, env = "BERTH_CERT", value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM).
+    #[arg(long, global = true, env = "BERTH_KEY", value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The name in the controller's certificate, where it is not the endpoint's.
+    #[arg(long, global = true, env = "BERTH_SERVER_NAME", value_name = "NAME")]
+    pub server_name: Option<String>,
 }
 
 /// A verb.

@@ -1,14 +1,17 @@
 //! The connection to the controller: one channel, a deadline for every call, and retries only where repeating is safe.
 
+use crate::args::Tls;
 use crate::error::Error;
+use crate::tls;
 use berth_proto::status::Problem;
 use berth_proto::v1::inventory_client::InventoryClient;
 use berth_proto::v1::operations_client::OperationsClient;
 use berth_proto::v1::placements_client::PlacementsClient;
+use berth_tls::client::Connector;
 use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Uri};
 use tonic::{Code, Request, Response, Status};
 
 /// Pauses between the attempts of one call: 3.1 s in all. A controller that takes over needs up to 5 s, but most
@@ -60,6 +63,8 @@ impl fmt::Display for Unsure {
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
+    /// Knows why TLS did not come about.
+    connector: Option<Connector>,
     endpoint: String,
     deadline: Duration,
 }
@@ -68,21 +73,19 @@ impl Client {
     /// Prepares a connection; it comes about with the first call.
     ///
     /// # Errors
-    /// When `endpoint` is no URL.
-    pub fn new(endpoint: &str, deadline: Duration) -> Result<Self, Error> {
+    /// When `endpoint` is no URL, or a file for TLS is not named.
+    pub fn new(endpoint: &str, files: &Tls, deadline: Duration) -> Result<Self, Error> {
         let bad = |why: &dyn fmt::Display| {
             Error::Usage(format!("--endpoint {endpoint:?}: {why}; write it like {}", crate::args::DEFAULT_ENDPOINT))
         };
-        let parsed = Endpoint::from_shared(endpoint.to_owned()).map_err(|e| bad(&e))?;
-        if !matches!(parsed.uri().scheme_str(), Some("http" | "https")) {
+        let parsed: Uri = endpoint.parse().map_err(|e| bad(&e))?;
+        if !matches!(parsed.scheme_str(), Some("http" | "https")) {
             return Err(bad(&"it must begin with http:// or https://"));
         }
-        let channel = parsed
-            .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
-        Ok(Self { channel, endpoint: endpoint.to_owned(), deadline })
+        let (channel, connector) = tls::channel(&parsed, files, |channel| {
+            channel.connect_timeout(CONNECT).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_while_idle(true)
+        })?;
+        Ok(Self { channel, connector, endpoint: endpoint.to_owned(), deadline })
     }
 
     /// The service of what there is.
@@ -118,6 +121,7 @@ impl Client {
     ) -> Result<T, Error> {
         self.repeat(message, call).await.map_err(|failed| match failed {
             Failed::Refused(status) => refused(&status),
+            Failed::Tls(why) => Error::Tls { endpoint: self.endpoint.clone(), why },
             Failed::Silent(why) => Error::Unreachable { endpoint: self.endpoint.clone(), why },
         })
     }
@@ -149,14 +153,24 @@ impl Client {
         let attempt = call(request(message, self.deadline));
         match tokio::time::timeout(self.deadline, attempt).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.written(Failed::of(&status), unsure)),
+            Ok(Err(status)) => Err(self.written(self.failed(&status), unsure)),
             Err(_) => Err(self.written(Failed::Silent(too_late(self.deadline)), unsure)),
+        }
+    }
+
+    /// How an attempt failed.
+    fn failed(&self, status: &Status) -> Failed {
+        match (Failed::of(status), self.connector.as_ref().and_then(Connector::failure)) {
+            (Failed::Silent(_), Some(why)) => Failed::Tls(why),
+            (failed, _) => failed,
         }
     }
 
     fn written(&self, failed: Failed, what: Unsure) -> Error {
         match failed {
             Failed::Refused(status) => refused(&status),
+            // There was no connection that the controller took, so nothing can have happened.
+            Failed::Tls(why) => Error::Tls { endpoint: self.endpoint.clone(), why },
             // Nothing was ever sent, so nothing can have happened.
             Failed::Silent(why) if why.starts_with(NOT_CONNECTED) => {
                 Error::Unreachable { endpoint: self.endpoint.clone(), why }
@@ -178,8 +192,10 @@ impl Client {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
             let why = match tokio::time::timeout(left, call(request(message.clone(), left))).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) => match Failed::of(&status) {
-                    Failed::Refused(status) => return Err(Failed::Refused(status)),
+                Ok(Err(status)) => match self.failed(&status) {
+                    // Unless an earlier attempt reached somebody: then nobody knows what that one did.
+                    Failed::Tls(why) if sent => return Err(Failed::Silent(format!("at first no answer, then {why}"))),
+                    failed @ (Failed::Refused(_) | Failed::Tls(_)) => return Err(failed),
                     Failed::Silent(why) => why,
                 },
                 Err(_) => return Err(Failed::Silent(too_late(self.deadline))),
@@ -215,6 +231,8 @@ enum Failed {
     Refused(Box<Status>),
     /// It did not say anything, or that it cannot now.
     Silent(String),
+    /// One side did not accept the other; trying again changes nothing.
+    Tls(String),
 }
 
 impl Failed {
@@ -253,6 +271,6 @@ fn refused(status: &Status) -> Error {
 pub fn broken(status: &Status, endpoint: &str) -> Error {
     match Failed::of(status) {
         Failed::Refused(status) => refused(&status),
-        Failed::Silent(why) => Error::Unreachable { endpoint: endpoint.to_owned(), why },
+        Failed::Silent(why) | Failed::Tls(why) => Error::Unreachable { endpoint: endpoint.to_owned(), why },
     }
 }

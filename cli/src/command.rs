@@ -32,7 +32,7 @@ pub(crate) async fn every_placement(client: &Client) -> Result<Vec<berth_proto::
 /// Whatever the verb ran into; see [`Error::exit`].
 pub async fn run(cli: Cli, out: &mut Out<'_>) -> Result<(), Error> {
     let Cli { global, command } = cli;
-    let client = || Client::new(&global.endpoint, global.deadline);
+    let client = || Client::new(&global.endpoint, &global.tls, global.deadline);
     match command {
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args, out).await,

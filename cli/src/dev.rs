@@ -6,6 +6,7 @@
 pub mod host;
 mod provision;
 
+use crate::args::Tls;
 use crate::client::Client;
 use crate::error::Error;
 use crate::fleet::Fleet;
@@ -167,7 +168,7 @@ impl Running {
         }
         drop(starting);
         if provision {
-            let client = match Client::new(&endpoint, provision::DEADLINE) {
+            let client = match Client::new(&endpoint, &Tls::default(), provision::DEADLINE) {
                 Ok(client) => client,
                 Err(error) => return (self, Err(error)),
             };
@@ -205,7 +206,7 @@ impl Running {
     /// # Errors
     /// When that takes longer than `timeout`, or the controller does not answer.
     pub async fn ready(&self, timeout: Duration, progress: &mut Progress) -> Result<(), Error> {
-        let client = Client::new(&self.endpoint(), timeout)?;
+        let client = Client::new(&self.endpoint(), &Tls::default(), timeout)?;
         let end = tokio::time::Instant::now() + timeout;
         let wanted = self.nodes();
         loop {

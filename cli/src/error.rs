@@ -55,6 +55,14 @@ pub enum Error {
         /// What happened.
         why: String,
     },
+    /// One side did not accept the other, or a file for that cannot be used.
+    #[error("no TLS with {endpoint}: {why}")]
+    Tls {
+        /// Where the controller was looked for.
+        endpoint: String,
+        /// Why not.
+        why: String,
+    },
     /// Something was asked for and it is not known whether it happened.
     #[error("no answer from {endpoint}: {why}. It is not known whether it happened")]
     Unsure {
@@ -134,6 +142,7 @@ impl Error {
             Self::NotFound(_) => Exit::NotFound,
             Self::DoNotFit { .. } => Exit::NotPlaceable,
             Self::Ended(_)
+            | Self::Tls { .. }
             | Self::WaitedTooLong { .. }
             | Self::File { .. }
             | Self::Encode(_)
@@ -164,6 +173,10 @@ impl Error {
                     "\nIs it running? `berth dev` starts one here; --endpoint or BERTH_ENDPOINT names another.",
                 );
             }
+            Self::Tls { .. } => text.push_str(
+                "\nNothing was asked of the controller. --ca, --cert, --key and --server-name (BERTH_CA, BERTH_CERT, BERTH_KEY, \
+                 BERTH_SERVER_NAME) say whom to trust and what to show; docs/tls.md shows how to make such files.",
+            ),
             Self::Unsure { what, .. } => {
                 let _ = write!(text, "\n{what}");
             }

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fleet;
 pub mod output;
 pub mod progress;
+pub mod tls;
 pub mod workloads;
 
 use args::Cli;

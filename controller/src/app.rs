@@ -9,15 +9,17 @@ use crate::api::{self, Sources};
 use crate::config::{Config, Problem, StoreKind};
 use crate::leader::{self, Ended, Leader, Options, QUEUE, Service};
 use crate::replica::Replica;
+use crate::serve;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use axum::serve::ListenerExt as _;
 use berth_core::invariants;
 use berth_model::{NodeName, Timestamp};
 use berth_store::Store;
 use berth_store::embedded::{Embedded, OpenError};
 use berth_store::memory::Memory;
 use berth_telemetry::names;
+use berth_tls::files;
+use berth_tls::server::Acceptor;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +38,9 @@ pub enum StartError {
     /// A setting.
     #[error("configuration: {0}")]
     Config(Problem),
+    /// A certificate or key.
+    #[error("TLS: {0}")]
+    Tls(#[from] files::Error),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -71,9 +76,10 @@ pub struct Running {
 /// [`StartError`]; nothing runs then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     config.check().map_err(StartError::Config)?;
-    if !config.listen.ip().is_loopback() {
+    if config.insecure && !config.listen.ip().is_loopback() {
         tracing::warn!({ names::ENDPOINT } = %config.listen, "connections are neither encrypted nor authenticated, as configured");
     }
+    let tls = tls(&config).await?;
     let store = open_store(&config).await?;
     // Before anything is decided: whoever cannot be reached should not lead.
     let listen = |source| StartError::Listen { address: config.listen, source };
@@ -114,7 +120,21 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { service.run().await.context("the leader ended") });
     tasks.spawn(check(replica, checked, config.check_interval, stop.clone()));
-    tasks.spawn(serve(listener, router, stop.clone()));
+    let serving = serve::run(listener, router, serve::Options::new(tls.clone()), stop.clone());
+    tasks.spawn(async move {
+        serving.await;
+        Ok(())
+    });
+    if let Some(acceptor) = tls {
+        let (stop, look) = (stop.clone(), config.tls.look);
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = acceptor.follow(look) => {}
+            }
+            Ok(())
+        });
+    }
     tracing::info!({ names::ENDPOINT } = %local_addr, store = store.kind(), "serving");
     Ok(Running { local_addr, tasks, sessions, stop })
 }
@@ -123,6 +143,19 @@ impl api::LastSeen for Seen {
     fn last_seen(&self, node: &NodeName) -> Option<Timestamp> {
         self.last(node)
     }
+}
+
+/// What takes TLS connections, where TLS is configured. Its files are read now: what is wrong with them is said before
+/// anything else happens.
+///
+/// # Errors
+/// [`StartError`], naming the setting or the file.
+pub async fn tls(config: &Config) -> Result<Option<Arc<Acceptor>>, StartError> {
+    let Some(files) = config.tls.files().map_err(StartError::Config)? else { return Ok(None) };
+    let acceptor = Acceptor::open(files).await?;
+    let certificate = acceptor.certificate();
+    tracing::info!(subject = %certificate.who(), dns = ?certificate.dns, "connections are encrypted");
+    Ok(Some(Arc::new(acceptor)))
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
@@ -155,17 +188,6 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-async fn serve(listener: TcpListener, router: axum::Router, stop: CancellationToken) -> anyhow::Result<()> {
-    // Messages are small and answers are waited for.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!({ names::ERROR } = %error, "a connection stays slow");
-        }
-    });
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await.context("the server ended")
 }
 
 /// Recomputes, now and then, all that is kept up to date step by step. What differs is a fault of Berth.

@@ -5,6 +5,7 @@
 
 use berth_core::decide::Limits;
 use berth_telemetry as telemetry;
+use berth_tls::{Pair, server};
 use clap::Parser;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -43,9 +44,11 @@ impl StoreKind {
 pub struct Config {
     /// Where it listens. Port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Whether it may listen where others than this machine can reach it: connections are neither encrypted nor
-    /// authenticated.
+    /// Whether it may listen in plain text where others than this machine can reach it: connections are neither
+    /// encrypted nor authenticated.
     pub insecure: bool,
+    /// Files for TLS; plain text where none is set.
+    pub tls: Tls,
     /// Where the embedded store lies.
     pub data_dir: PathBuf,
     /// Which store.
@@ -67,6 +70,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             insecure: false,
+            tls: Tls::default(),
             data_dir: default_data_dir(),
             store: StoreKind::Embedded,
             limits: Limits::default(),
@@ -78,6 +82,45 @@ impl Default for Config {
             commit_deadline: Duration::from_secs(10),
             // Some ten milliseconds for the largest fleet.
             check_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Files for TLS: all of them, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// This controller's certificate, then those that lead from it to the CA.
+    pub cert: Option<PathBuf>,
+    /// Its private key.
+    pub key: Option<PathBuf>,
+    /// The CA of the certificates that agents and callers show.
+    pub client_ca: Option<PathBuf>,
+    /// Between two looks whether the files have changed. No setting: reading three small files costs nothing.
+    pub look: Duration,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self { cert: None, key: None, client_ca: None, look: Duration::from_secs(5) }
+    }
+}
+
+impl Tls {
+    /// The files, where TLS is configured.
+    ///
+    /// # Errors
+    /// The setting that is missing beside the others.
+    pub fn files(&self) -> Result<Option<server::Files>, Problem> {
+        let missing = |name: &str, why: &str| Problem { setting: format!("tls.{name}"), why: why.to_owned() };
+        match (&self.cert, &self.key, &self.client_ca) {
+            (None, None, None) => Ok(None),
+            (Some(cert), Some(key), Some(client_ca)) => Ok(Some(server::Files {
+                own: Pair { cert: cert.clone(), key: key.clone() },
+                client_ca: client_ca.clone(),
+            })),
+            (None, _, _) => Err(missing("cert", "is missing: the file of this controller's certificate (PEM)")),
+            (_, None, _) => Err(missing("key", "is missing: the file of the certificate's private key (PEM)")),
+            (_, _, None) => Err(missing("client_ca", "is missing: the file of the CA of agents and callers (PEM)")),
         }
     }
 }
@@ -160,9 +203,18 @@ struct Flags {
     /// Address to listen on, HOST:PORT.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// Allow listening beyond this machine, without encryption.
+    /// Allow listening beyond this machine without encryption.
     #[arg(long)]
     insecure: bool,
+    /// This controller's certificate (PEM), with those that lead to the CA; makes it speak TLS.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// The private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// The CA of the certificates that agents must and callers may show (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<String>,
     /// Directory of the embedded store.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
@@ -193,7 +245,10 @@ struct Setting {
 const SETTINGS: &[Setting] = &[
     Setting { name: "listen", take: |s, v| put(&mut s.controller.listen, address(v)) },
     Setting { name: "insecure", take: |s, v| put(&mut s.controller.insecure, yes_or_no(v)) },
-    Setting { name: "data_dir", take: |s, v| put(&mut s.controller.data_dir, directory(v)) },
+    Setting { name: "tls.cert", take: |s, v| put(&mut s.controller.tls.cert, path(v).map(Some)) },
+    Setting { name: "tls.key", take: |s, v| put(&mut s.controller.tls.key, path(v).map(Some)) },
+    Setting { name: "tls.client_ca", take: |s, v| put(&mut s.controller.tls.client_ca, path(v).map(Some)) },
+    Setting { name: "data_dir", take: |s, v| put(&mut s.controller.data_dir, path(v)) },
     Setting { name: "store", take: |s, v| put(&mut s.controller.store, store(v)) },
     Setting { name: "commit_deadline", take: |s, v| put(&mut s.controller.commit_deadline, duration(v)) },
     Setting { name: "check_interval", take: |s, v| put(&mut s.controller.check_interval, duration(v)) },
@@ -229,7 +284,7 @@ fn yes_or_no(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
-fn directory(text: &str) -> Result<PathBuf, String> {
+fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("is empty".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
@@ -305,10 +360,16 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be.
     pub fn check(&self) -> Result<(), Problem> {
-        if !self.listen.ip().is_loopback() && !self.insecure {
+        let encrypted = self.tls.files()?.is_some();
+        if encrypted && self.insecure {
+            let why = "has no meaning beside [tls]: every connection is encrypted; remove one of them".to_owned();
+            return Err(Problem { setting: "insecure".to_owned(), why });
+        }
+        if !self.listen.ip().is_loopback() && !encrypted && !self.insecure {
             let why = format!(
-                "{} can be reached from other machines, and connections are neither encrypted nor authenticated; listen on \
-                 127.0.0.1, or set insecure = true if the network in between is trusted",
+                "{} can be reached from other machines, and connections are neither encrypted nor authenticated; set \
+                 cert, key and client_ca under [tls], listen on 127.0.0.1, or set insecure = true if the network in \
+                 between is trusted",
                 self.listen
             );
             return Err(Problem { setting: "listen".to_owned(), why });
@@ -322,10 +383,26 @@ fn known() -> String {
 }
 
 fn from_flags(flags: Flags, problems: &mut Vec<Problem>) -> Layer {
-    let Flags { config: _, check_config: _, listen, insecure, data_dir, store, log_format, log_filter, set } = flags;
+    let Flags {
+        config: _,
+        check_config: _,
+        listen,
+        insecure,
+        tls_cert,
+        tls_key,
+        tls_client_ca,
+        data_dir,
+        store,
+        log_format,
+        log_filter,
+        set,
+    } = flags;
     let named = [
         ("listen", "--listen", listen),
         ("insecure", "--insecure", insecure.then(|| "true".to_owned())),
+        ("tls.cert", "--tls-cert", tls_cert),
+        ("tls.key", "--tls-key", tls_key),
+        ("tls.client_ca", "--tls-client-ca", tls_client_ca),
         ("data_dir", "--data-dir", data_dir),
         ("store", "--store", store),
         ("log.format", "--log-format", log_format),
@@ -380,12 +457,13 @@ fn from_file(path: &Path, problems: &mut Vec<Problem>) -> Result<Layer, Error> {
     let mut layer = Layer::new();
     flatten("", table, &mut layer, problems);
     // What a file names lies beside that file, wherever the controller was started.
-    if let Some((_, value)) = layer.get_mut("data_dir").filter(|(_, value)| !value.is_empty()) {
-        let here = path.parent().unwrap_or(Path::new(""));
+    let here = path.parent().unwrap_or(Path::new(""));
+    for name in ["data_dir", "tls.cert", "tls.key", "tls.client_ca"] {
+        let Some((_, value)) = layer.get_mut(name).filter(|(_, value)| !value.is_empty()) else { continue };
         match here.join(&*value).into_os_string().into_string() {
             Ok(joined) => *value = joined,
             Err(_) => {
-                problems.push(Problem { setting: "data_dir".to_owned(), why: "its path is not valid UTF-8".to_owned() })
+                problems.push(Problem { setting: name.to_owned(), why: "its path is not valid UTF-8".to_owned() })
             }
         }
     }
@@ -468,9 +546,9 @@ mod tests {
                 limits.hold: "1 parsec" is not a time such as 500ms, 30s, 10m or 48h
                 limits.queued: "0" is not a number from 1 on
                 limits.release: "0s" is not from 10ms to 31 days
-                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, insecure, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
                 BERTH_CONTROLLER_LISTEN: "here" is not of the form IP:PORT, such as 127.0.0.1:7600
-                --set heartbeat: no such setting; known are listen, insecure, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                --set heartbeat: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
                 --store: "etc" is not one of: embedded, memory"#]],
         );
     }
@@ -482,10 +560,31 @@ mod tests {
             &[],
             None,
             expect![[r#"
-            listen: 0.0.0.0:7600 can be reached from other machines, and connections are neither encrypted nor authenticated; listen on 127.0.0.1, or set insecure = true if the network in between is trusted"#]],
+            listen: 0.0.0.0:7600 can be reached from other machines, and connections are neither encrypted nor authenticated; set cert, key and client_ca under [tls], listen on 127.0.0.1, or set insecure = true if the network in between is trusted"#]],
         );
         assert!(resolve(&["--listen", "0.0.0.0:7600", "--insecure"], &[], None).is_ok());
         assert!(resolve(&["--listen", "[::1]:7600"], &[], None).is_ok());
+    }
+
+    #[test]
+    fn tls_takes_all_its_files_or_none() {
+        let file = "listen = '0.0.0.0:7600'\n[tls]\ncert = 'c.pem'\nkey = '/etc/k.pem'\nclient_ca = 'ca.pem'\n";
+        let tls = resolve(&["--tls-cert", "flag.pem"], &[], Some(file)).unwrap().controller.tls;
+        assert_eq!(
+            (tls.cert.as_deref(), tls.key.as_deref()),
+            (Some(Path::new("flag.pem")), Some(Path::new("/etc/k.pem")))
+        );
+        let beside = tls.client_ca.unwrap();
+        assert!(beside.is_absolute() && beside.ends_with("ca.pem"), "{beside:?}");
+
+        let missing = |text: &str| resolve(&[], &[], Some(text)).unwrap_err().to_string();
+        assert!(missing("tls.key = 'k'\ntls.client_ca = 'c'\n").starts_with("tls.cert: is missing"));
+        assert!(missing("tls.cert = 'c'\ntls.client_ca = 'c'\n").starts_with("tls.key: is missing"));
+        assert!(missing("tls.cert = 'c'\ntls.key = 'k'\n").starts_with("tls.client_ca: is missing"));
+        assert!(missing("tls.cert = ''\n").starts_with("tls.cert: is empty"));
+        assert!(missing("tls.ca = 'c'\n").starts_with("tls.ca: no such setting"));
+        let both = resolve(&["--insecure"], &[], Some(file)).unwrap_err().to_string();
+        assert!(both.starts_with("insecure: has no meaning beside [tls]"), "{both}");
     }
 
     #[test]

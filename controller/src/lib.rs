@@ -10,8 +10,10 @@ pub mod app;
 pub mod backup;
 pub mod commit;
 pub mod config;
+mod identity;
 pub mod leader;
 pub mod process;
 pub mod replica;
+mod serve;
 #[cfg(test)]
 mod testing;

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 pub async fn run() -> anyhow::Result<()> {
     let settings = Settings::load()?;
     if settings.check_only {
+        app::tls(&settings.controller).await?;
         return Ok(());
     }
     let _until_the_end = berth_telemetry::init(&settings.log)?;

@@ -7,9 +7,12 @@ pub mod sim_host;
 
 use crate::reconcile::Limits;
 use crate::session::Retry;
+use crate::tls::{is_encrypted, is_remote};
 use berth_agent_core::work::Pace;
 use berth_model::NodeName;
 use berth_telemetry as telemetry;
+use berth_tls::Pair;
+use berth_tls::client::{self as tls, is_server_name};
 use clap::Parser;
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -24,6 +27,8 @@ pub struct Config {
     pub node: NodeName,
     /// Controllers, dialled in turn. Never empty.
     pub controllers: Vec<Uri>,
+    /// Files for endpoints that are `https://`.
+    pub tls: Option<tls::Files>,
     /// Where its ledger lies; one directory for each agent.
     pub data_dir: PathBuf,
     /// How often steps are tried and how long the pauses are. No setting: hosts of one kind need the same.
@@ -37,7 +42,15 @@ pub struct Config {
 impl Config {
     /// An agent's configuration with the usual pace and limits.
     pub fn new(node: NodeName, controllers: Vec<Uri>, data_dir: PathBuf) -> Self {
-        Self { node, controllers, data_dir, pace: Pace::default(), limits: Limits::default(), retry: Retry::default() }
+        Self {
+            node,
+            controllers,
+            tls: None,
+            data_dir,
+            pace: Pace::default(),
+            limits: Limits::default(),
+            retry: Retry::default(),
+        }
     }
 }
 
@@ -109,17 +122,17 @@ fn lines(problems: &[Problem]) -> String {
 
 /// The text is no endpoint of a controller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an endpoint of the form http://HOST:PORT")]
+#[error("{0:?} is not an endpoint of the form https://HOST:PORT or http://HOST:PORT")]
 pub struct InvalidEndpoint(String);
 
-/// Reads the endpoint of a controller: `http://HOST[:PORT]`, nothing behind it.
+/// Reads the endpoint of a controller: `https://HOST[:PORT]` or `http://HOST[:PORT]`, nothing behind it.
 ///
 /// # Errors
 /// [`InvalidEndpoint`] for everything else.
 pub fn endpoint(text: &str) -> Result<Uri, InvalidEndpoint> {
     let bad = || InvalidEndpoint(text.to_owned());
     let uri: Uri = text.parse().map_err(|_| bad())?;
-    let plain = uri.scheme_str() == Some("http")
+    let plain = matches!(uri.scheme_str(), Some("http" | "https"))
         && uri.host().is_some_and(|host| !host.is_empty())
         && uri.path() == "/"
         && uri.query().is_none()
@@ -147,9 +160,24 @@ struct Flags {
     /// Name of this node, as placements will show it.
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// Endpoint of a controller, http://HOST:PORT; may be given several times.
+    /// Endpoint of a controller, https://HOST:PORT or http://HOST:PORT; may be given several times.
     #[arg(long = "controller", value_name = "URL")]
     controllers: Vec<String>,
+    /// The CA of the controllers' certificates (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// This node's certificate (PEM); one of its DNS names must be the node's name.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Name in the controllers' certificates, where it is not the endpoint's.
+    #[arg(long, value_name = "NAME")]
+    tls_server_name: Option<String>,
+    /// Allow plain text to controllers on other machines.
+    #[arg(long)]
+    insecure: bool,
     /// Directory for the agent's ledger.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -173,12 +201,24 @@ struct Flags {
 struct Layer {
     node: Option<String>,
     controllers: Option<Vec<String>>,
+    insecure: Option<bool>,
     data_dir: Option<PathBuf>,
     driver: Option<String>,
+    #[serde(default)]
+    tls: TlsLayer,
     #[serde(default)]
     sim: SimLayer,
     #[serde(default)]
     log: LogLayer,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsLayer {
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    server_name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,8 +250,22 @@ impl Settings {
     fn resolve(flags: Flags, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Error> {
         let mut problems = Vec::new();
         let (variables, config_variable) = from_environment(environment, &mut problems);
-        let Flags { config, check_config, node, controllers, data_dir, driver, sim_host, log_format, log_filter } =
-            flags;
+        let Flags {
+            config,
+            check_config,
+            node,
+            controllers,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            tls_server_name,
+            insecure,
+            data_dir,
+            driver,
+            sim_host,
+            log_format,
+            log_filter,
+        } = flags;
         let file = match config.or(config_variable) {
             Some(path) => from_file(&path)?,
             None => Layer::default(),
@@ -219,8 +273,10 @@ impl Settings {
         let flags = Layer {
             node,
             controllers: (!controllers.is_empty()).then_some(controllers),
+            insecure: insecure.then_some(true),
             data_dir,
             driver,
+            tls: TlsLayer { ca: tls_ca, cert: tls_cert, key: tls_key, server_name: tls_server_name },
             sim: SimLayer { host: sim_host },
             log: LogLayer { format: log_format, filter: log_filter },
         };
@@ -239,7 +295,8 @@ fn from_file(path: &Path) -> Result<Layer, Error> {
         .map_err(|error| Error::File { path: path.to_owned(), why: error.to_string().trim_end().to_owned() })?;
     // What a file names lies beside that file, wherever the agent was started.
     let here = path.parent().unwrap_or(Path::new(""));
-    for given in [&mut layer.data_dir, &mut layer.sim.host].into_iter().flatten() {
+    let TlsLayer { ca, cert, key, server_name: _ } = &mut layer.tls;
+    for given in [&mut layer.data_dir, &mut layer.sim.host, ca, cert, key].into_iter().flatten() {
         *given = here.join(&given);
     }
     Ok(layer)
@@ -261,6 +318,17 @@ fn from_environment(
             "CONFIG" => config = Some(value.into()),
             "NODE" => layer.node = Some(value),
             "CONTROLLERS" => layer.controllers = Some(value.split(',').map(|part| part.trim().to_owned()).collect()),
+            "INSECURE" => match value.parse() {
+                Ok(insecure) => layer.insecure = Some(insecure),
+                Err(_) => problems.push(Problem {
+                    setting: name.to_owned(),
+                    why: format!("{value:?} is neither true nor false"),
+                }),
+            },
+            "TLS_CA" => layer.tls.ca = Some(value.into()),
+            "TLS_CERT" => layer.tls.cert = Some(value.into()),
+            "TLS_KEY" => layer.tls.key = Some(value.into()),
+            "TLS_SERVER_NAME" => layer.tls.server_name = Some(value),
             "DATA_DIR" => layer.data_dir = Some(value.into()),
             "DRIVER" => layer.driver = Some(value),
             "SIM_HOST" => layer.sim.host = Some(value.into()),
@@ -268,8 +336,8 @@ fn from_environment(
             "LOG_FILTER" => layer.log.filter = Some(value),
             _ => problems.push(Problem {
                 setting: name.to_owned(),
-                why: "no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _DATA_DIR, _DRIVER, _SIM_HOST, \
-                      _LOG_FORMAT, _LOG_FILTER"
+                why: "no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, \
+                      _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _LOG_FORMAT, _LOG_FILTER"
                     .to_owned(),
             }),
         }
@@ -315,6 +383,26 @@ impl Layers {
             }
         }
 
+        let tls = self.tls(&mut problem);
+        let insecure = self.pick(|l| l.insecure.as_ref()).is_some_and(|insecure| *insecure);
+        for uri in &controllers {
+            if is_encrypted(uri) {
+                if self.gives_no_tls() {
+                    problem("tls", format!("is missing: ca, cert and key, because {uri} is https://"));
+                    break;
+                }
+            } else if is_remote(uri) && !insecure {
+                problem(
+                    "controllers",
+                    format!(
+                        "{uri} is plain text beyond this machine: neither encrypted nor authenticated; use https:// with \
+                         [tls], or set insecure = true if the network in between is trusted"
+                    ),
+                );
+                break;
+            }
+        }
+
         let data_dir = match self.pick(|l| l.data_dir.as_deref()) {
             Some(path) if path.as_os_str().is_empty() => {
                 problem("data_dir", "is empty".to_owned());
@@ -355,8 +443,37 @@ impl Layers {
             problem("log.filter", error.to_string());
         }
 
-        let agent = Config::new(node?, controllers, data_dir?);
+        let agent = Config { tls: tls?, ..Config::new(node?, controllers, data_dir?) };
         Some(Settings { agent, driver: driver?, log, check_only })
+    }
+}
+
+impl Layers {
+    fn gives_no_tls(&self) -> bool {
+        self.0.iter().all(|l| l.tls.ca.is_none() && l.tls.cert.is_none() && l.tls.key.is_none())
+    }
+
+    /// The files for TLS: all of them or none. `None` when something about them is wrong.
+    fn tls(&self, problem: &mut impl FnMut(&str, String)) -> Option<Option<tls::Files>> {
+        let server_name = self.pick(|l| l.tls.server_name.as_ref()).cloned();
+        if self.gives_no_tls() && server_name.is_none() {
+            return Some(None);
+        }
+        let mut file = |name: &str, what: &str, given: Option<&PathBuf>| match given {
+            Some(path) if !path.as_os_str().is_empty() => Some(path.clone()),
+            Some(_) | None => {
+                problem(&format!("tls.{name}"), format!("is missing: the file of {what} (PEM)"));
+                None
+            }
+        };
+        let ca = file("ca", "the CA of the controllers' certificates", self.pick(|l| l.tls.ca.as_ref()));
+        let cert = file("cert", "this node's certificate", self.pick(|l| l.tls.cert.as_ref()));
+        let key = file("key", "the certificate's private key", self.pick(|l| l.tls.key.as_ref()));
+        if let Some(name) = server_name.as_deref().filter(|name| !is_server_name(name)) {
+            problem("tls.server_name", format!("{name:?} is neither a DNS name nor an IP address"));
+            return None;
+        }
+        Some(Some(tls::Files { ca: ca?, own: Some(Pair { cert: cert?, key: key? }), server_name }))
     }
 }
 
@@ -372,6 +489,7 @@ mod tests {
     const FILE: &str = r#"
         node = "from-file"
         controllers = ["http://c1:7600", "http://c2:7600"]
+        insecure = true
         data_dir = "data"
         driver = "sim"
         [sim]
@@ -423,7 +541,11 @@ mod tests {
         let environment = [
             ("PATH", "/bin"),
             ("BERTH_AGENT_NODE", "n1"),
-            ("BERTH_AGENT_CONTROLLERS", "http://c1:7600, http://[::1]:7600"),
+            ("BERTH_AGENT_CONTROLLERS", "https://c1:7600, http://[::1]:7600"),
+            ("BERTH_AGENT_TLS_CA", "/ca.pem"),
+            ("BERTH_AGENT_TLS_CERT", "/n1.pem"),
+            ("BERTH_AGENT_TLS_KEY", "/n1.key"),
+            ("BERTH_AGENT_TLS_SERVER_NAME", "berth.example"),
             ("BERTH_AGENT_DATA_DIR", "/d"),
             ("BERTH_AGENT_DRIVER", "sim"),
             ("BERTH_AGENT_SIM_HOST", "/h.toml"),
@@ -432,16 +554,51 @@ mod tests {
         ];
         let (settings, _) = resolve(&Given { file: None, environment: &environment, flags: &["--check-config"] });
         let expected = Settings {
-            agent: Config::new(
-                NodeName::new("n1").unwrap(),
-                vec!["http://c1:7600".parse().unwrap(), "http://[::1]:7600".parse().unwrap()],
-                "/d".into(),
-            ),
+            agent: Config {
+                tls: Some(tls::Files {
+                    ca: "/ca.pem".into(),
+                    own: Some(Pair { cert: "/n1.pem".into(), key: "/n1.key".into() }),
+                    server_name: Some("berth.example".into()),
+                }),
+                ..Config::new(
+                    NodeName::new("n1").unwrap(),
+                    vec!["https://c1:7600".parse().unwrap(), "http://[::1]:7600".parse().unwrap()],
+                    "/d".into(),
+                )
+            },
             driver: Driver::Sim { host: "/h.toml".into() },
             log: telemetry::Options { format: telemetry::Format::Json, filter: "debug".into() },
             check_only: true,
         };
         assert_eq!(settings.unwrap(), expected);
+    }
+
+    #[test]
+    fn plain_text_beyond_this_machine_must_be_allowed() {
+        let rest = "node = \"n\"\ndriver = \"sim\"\nsim.host = \"h\"\n";
+        refuse_file(
+            &format!("{rest}controllers = [\"http://127.0.0.1:7600\", \"http://10.0.0.1:7600\"]\n"),
+            expect![
+                "controllers: http://10.0.0.1:7600/ is plain text beyond this machine: neither encrypted nor authenticated; use https:// with [tls], or set insecure = true if the network in between is trusted"
+            ],
+        );
+    }
+
+    #[test]
+    fn tls_takes_all_its_files_or_none() {
+        let rest = "node = \"n\"\ndriver = \"sim\"\nsim.host = \"h\"\ncontrollers = [\"https://c1\"]\n";
+        refuse_file(rest, expect!["tls: is missing: ca, cert and key, because https://c1/ is https://"]);
+        refuse_file(
+            &format!("{rest}[tls]\nca = \"ca.pem\"\nserver_name = \"a b\"\n"),
+            expect![[r#"
+                tls.cert: is missing: the file of this node's certificate (PEM)
+                tls.key: is missing: the file of the certificate's private key (PEM)
+                tls.server_name: "a b" is neither a DNS name nor an IP address"#]],
+        );
+        let file = format!("{rest}[tls]\nca = \"ca.pem\"\ncert = \"c.pem\"\nkey = \"/k.pem\"\n");
+        let (settings, dir) = resolve(&Given { file: Some(&file), environment: &[], flags: &[] });
+        let own = Some(Pair { cert: dir.join("c.pem"), key: "/k.pem".into() });
+        assert_eq!(settings.unwrap().agent.tls, Some(tls::Files { ca: dir.join("ca.pem"), own, server_name: None }));
     }
 
     #[test]
@@ -468,7 +625,8 @@ mod tests {
         refuse_file(
             r#"
                 node = "a b"
-                controllers = ["http://c1:7600", "c2:7600", "https://c3", "http://c1:7600", "http://c4/path", ""]
+                controllers = ["http://c1:7600", "c2:7600", "ftp://c3", "http://c1:7600", "http://c4/path", ""]
+                insecure = true
                 data_dir = "d"
                 driver = "hyperv"
                 [log]
@@ -477,11 +635,11 @@ mod tests {
             "#,
             expect![[r#"
                 node: node name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
-                controllers[1]: "c2:7600" is not an endpoint of the form http://HOST:PORT
-                controllers[2]: "https://c3" is not an endpoint of the form http://HOST:PORT
+                controllers[1]: "c2:7600" is not an endpoint of the form https://HOST:PORT or http://HOST:PORT
+                controllers[2]: "ftp://c3" is not an endpoint of the form https://HOST:PORT or http://HOST:PORT
                 controllers[3]: "http://c1:7600" is listed twice
-                controllers[4]: "http://c4/path" is not an endpoint of the form http://HOST:PORT
-                controllers[5]: "" is not an endpoint of the form http://HOST:PORT
+                controllers[4]: "http://c4/path" is not an endpoint of the form https://HOST:PORT or http://HOST:PORT
+                controllers[5]: "" is not an endpoint of the form https://HOST:PORT or http://HOST:PORT
                 driver: "hyperv" is not one of: sim
                 log.format: log format "xml" is not one of: human, json
                 log.filter: log filter "x=loud" is not a list of directives like info,berth_node_agent=debug: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#]],
@@ -497,7 +655,7 @@ mod tests {
               |
             1 | nodes = "n1"
               | ^^^^^
-            unknown field `nodes`, expected one of `node`, `controllers`, `data_dir`, `driver`, `sim`, `log`"#]],
+            unknown field `nodes`, expected one of `node`, `controllers`, `insecure`, `data_dir`, `driver`, `tls`, `sim`, `log`"#]],
         );
         refuse_file(
             "[log]\nlevel = \"info\"\n",
@@ -511,7 +669,7 @@ mod tests {
         refuse(
             &Given { file: Some(FILE), environment: &[("BERTH_AGENT_CONTROLLER", "http://c1:7600")], flags: &[] },
             expect![
-                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _DATA_DIR, _DRIVER, _SIM_HOST, _LOG_FORMAT, _LOG_FILTER"
+                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _LOG_FORMAT, _LOG_FILTER"
             ],
         );
         assert!(Flags::try_parse_from(["berth-agent", "--endpoint", "http://c1"]).is_err());
@@ -548,7 +706,7 @@ mod tests {
         );
         assert!(toml::from_str::<Layer>("\u{0}").is_err(), "a NUL byte was accepted");
         refuse_file(
-            "driver = \"sim\"\nnode = \"n\"\ncontrollers = [\"http://c\"]\n",
+            "driver = \"sim\"\nnode = \"n\"\ncontrollers = [\"http://[::1]\"]\n",
             expect!["sim.host: is missing: the file that describes the simulated host"],
         );
     }

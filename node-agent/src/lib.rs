@@ -13,5 +13,6 @@ pub mod reconcile;
 pub mod session;
 #[cfg(test)]
 mod testing;
+mod tls;
 
 pub use app::{Running, StartError, start};

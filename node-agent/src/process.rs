@@ -1,9 +1,11 @@
 //! The process `berth-agent`: one agent, from its settings until a signal ends it.
 
-use crate::config::{Driver, Settings, sim_host};
+use crate::config::{Config, Driver, Settings, sim_host};
 use crate::driver::HostDriver;
 use crate::driver::sim::{Delays, Host, SimDriver};
+use crate::tls;
 use anyhow::Context as _;
+use berth_telemetry::names;
 use std::sync::{Arc, Mutex};
 
 /// Runs the agent that this process's flags, environment and file describe, until it is told to stop.
@@ -14,9 +16,13 @@ pub async fn run() -> anyhow::Result<()> {
     let settings = Settings::load()?;
     let driver = open(&settings)?;
     if settings.check_only {
-        return Ok(());
+        // Only here: an agent whose files are wrong runs on, and says so each time it dials.
+        return check_certificate(&settings.agent).await;
     }
     let _until_the_end = berth_telemetry::init(&settings.log)?;
+    for endpoint in settings.agent.controllers.iter().filter(|uri| tls::is_remote(uri) && !tls::is_encrypted(uri)) {
+        tracing::warn!({ names::ENDPOINT } = %endpoint, "connections are neither encrypted nor authenticated, as configured");
+    }
     let mut agent = crate::start(settings.agent, driver).await?;
     tokio::select! {
         signal = told_to_stop() => {
@@ -26,6 +32,22 @@ pub async fn run() -> anyhow::Result<()> {
         }
         error = agent.failed() => Err(error),
     }
+}
+
+async fn check_certificate(config: &Config) -> anyhow::Result<()> {
+    let Some(files) = &config.tls else { return Ok(()) };
+    files.check().await?;
+    if let Some(own) = &files.own {
+        let certificate = own.check().await?;
+        anyhow::ensure!(
+            certificate.has_dns_name(config.node.as_str()),
+            "the certificate in {} does not name this node: its DNS names are [{}], and the node is {}",
+            own.cert.display(),
+            certificate.dns.join(", "),
+            config.node
+        );
+    }
+    Ok(())
 }
 
 fn open(settings: &Settings) -> anyhow::Result<Arc<dyn HostDriver>> {

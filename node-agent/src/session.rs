@@ -9,6 +9,7 @@ mod dial;
 use crate::config::Config;
 use crate::ledger::{self, AcceptError};
 use crate::link::{Host, MAX_NEWS, News, Orders, Talk};
+use crate::tls;
 use backoff::Backoff;
 pub use backoff::Retry;
 use berth_agent_core::ledger::Accepted;
@@ -93,7 +94,7 @@ impl Session {
         // Configuration is checked: there is at least one controller.
         while let Some(endpoint) = redirected.take().or_else(|| controllers.next()) {
             let agreed_before = self.agreed;
-            let end = self.attempt(&endpoint).await;
+            let end = never_weaker(&endpoint, self.attempt(&endpoint).await);
             self.orders.send_if_modified(|orders| orders.session.take().is_some());
             if self.agreed > agreed_before {
                 backoff.reset();
@@ -144,7 +145,8 @@ impl Session {
             return End::Over;
         };
         let ledger = self.ledger.ledger();
-        let (connection, greeting) = match dial::dial(endpoint, &dial::hello(&self.config, host, &ledger)).await {
+        let hello = dial::hello(&self.config, host, &ledger);
+        let (connection, greeting) = match dial::dial(&self.config, endpoint, &hello).await {
             Ok(dialled) => dialled,
             Err(end) => return end,
         };
@@ -276,9 +278,34 @@ impl Session {
     }
 }
 
+/// An encrypted session is never followed by one in plain text, whoever says so.
+fn never_weaker(endpoint: &Uri, end: End) -> End {
+    match end {
+        End::Redirected(leader) if tls::is_encrypted(endpoint) && !tls::is_encrypted(&leader) => End::Lost(format!(
+            "the controller names a leader that is to be dialled in plain text ({leader}); that is not followed"
+        )),
+        end => end,
+    }
+}
+
 fn say(news: &News) -> Say {
     match news {
         News::Inventory(report) => Say::Inventory(report.into()),
         News::Progress(progress) => Say::Progress(progress.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_redirect_leads_from_tls_to_plain_text() {
+        let uri = |text: &str| -> Uri { text.parse().unwrap() };
+        let follow = |from: &str, to: &str| never_weaker(&uri(from), End::Redirected(uri(to)));
+        assert!(matches!(follow("https://a", "http://b"), End::Lost(why) if why.contains("http://b")));
+        for (from, to) in [("https://a", "https://b"), ("http://a", "https://b"), ("http://a", "http://b")] {
+            assert_eq!(follow(from, to), End::Redirected(uri(to)));
+        }
     }
 }

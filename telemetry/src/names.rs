@@ -45,6 +45,10 @@ pub const ENDPOINT: &str = "endpoint";
 pub const METHOD: &str = "method";
 /// Field: who calls.
 pub const CALLER: &str = "caller";
+/// Field: address of whoever is at the other end of a connection.
+pub const PEER: &str = "peer";
+/// Field: what came of a call: its gRPC code.
+pub const OUTCOME: &str = "outcome";
 /// Field: a duration in milliseconds.
 pub const DURATION_MS: &str = "duration_ms";
 
@@ -52,6 +56,8 @@ pub const DURATION_MS: &str = "duration_ms";
 pub const EVENT_CONNECTED: &str = "connected";
 /// Event: a session ended.
 pub const EVENT_DISCONNECTED: &str = "disconnected";
+/// Event: somebody asked for a change. One for each call that can change something, refused or not.
+pub const EVENT_CHANGE_ASKED: &str = "a change was asked for";
 /// Event: a desired state was accepted and is durable.
 pub const EVENT_ACCEPTED: &str = "desired state accepted";
 /// Event: a desired state was refused by the ledger's rule.

@@ -1,6 +1,7 @@
 //! One agent's session: greets, listens, passes on, and ends when nothing is heard.
 
 use super::{Busy, Opened, Outgoing, Seen};
+use crate::identity::Caller;
 use crate::leader::{Gone, Leader, MAX_TERM_LEAP, now};
 use crate::replica::Replica;
 use berth_core::decide::{Input, MAX_GENERATION_LEAP};
@@ -68,8 +69,8 @@ impl NodeAgentService {
         self.intervals.heartbeat.saturating_mul(MISSED)
     }
 
-    async fn run(self, mut inbound: Streaming<v1::AgentMessage>, out: Out) {
-        let end = match self.greet(&mut inbound).await {
+    async fn run(self, caller: Caller, mut inbound: Streaming<v1::AgentMessage>, out: Out) {
+        let end = match self.greet(&caller, &mut inbound).await {
             Ok(Some((hello, opened))) => {
                 let span = spans::session(&hello.node);
                 self.serve(hello, opened, inbound, &out).instrument(span).await
@@ -87,7 +88,11 @@ impl NodeAgentService {
     }
 
     /// The first message, and the session if it is as it must be. `None`: the agent went away.
-    async fn greet(&self, inbound: &mut Streaming<v1::AgentMessage>) -> Result<Option<(Hello, Opened)>, Status> {
+    async fn greet(
+        &self,
+        caller: &Caller,
+        inbound: &mut Streaming<v1::AgentMessage>,
+    ) -> Result<Option<(Hello, Opened)>, Status> {
         let first = tokio::select! {
             first = tokio::time::timeout(GREETING, inbound.message()) => first,
             () = self.stop.cancelled() => return Err(stopping()),
@@ -113,6 +118,7 @@ impl NodeAgentService {
         check_term(&hello, self.replica.now().term)?;
         let stored = self.replica.now().world.node(&hello.node).map_or(0, |node| node.generation);
         check_generation(&hello, stored)?;
+        caller.may_speak_for(&hello.node)?;
         let opened = self.seen.open(&hello.node, now(), self.silence()).map_err(|busy| match busy {
             Busy::Connected { .. } => Status::already_exists(busy.to_string()),
             Busy::TooMany => Status::resource_exhausted(busy.to_string()),
@@ -361,9 +367,11 @@ impl node_agent_server::NodeAgent for NodeAgentService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let caller = Caller::of(&request).ok_or_else(|| Status::internal("it is not known who calls"))?;
+        caller.may_be_agent()?;
         let (out, stream) = mpsc::channel(OUTGOING);
         // Answered at once: some clients wait for the answer's headers before they say anything.
-        self.tasks.spawn(self.clone().run(request.into_inner(), out));
+        self.tasks.spawn(self.clone().run(caller, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -5,6 +5,7 @@
 //! listed here. Streams come as one JSON object a line. Must never do anything that the gRPC method does not do.
 
 use super::MAX_REQUEST_BYTES;
+use crate::identity::Caller;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use berth_model::request::FieldError;
@@ -250,8 +251,8 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Failure> {
 /// What the connection knows of the caller.
 fn extensions(extensions: &http::Extensions) -> tonic::Extensions {
     let mut passed = tonic::Extensions::new();
-    if let Some(peer) = extensions.get::<axum::extract::ConnectInfo<std::net::SocketAddr>>() {
-        passed.insert(*peer);
+    if let Some(caller) = extensions.get::<Caller>() {
+        passed.insert(caller.clone());
     }
     passed
 }

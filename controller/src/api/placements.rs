@@ -4,8 +4,8 @@ use super::page::Page;
 use super::plan;
 use super::watch::{PlacementChanges, Stream, Watches};
 use super::{Sources, now, refused, view};
+use crate::identity::{self, Caller};
 use crate::leader::CallError;
-use axum::extract::ConnectInfo;
 use berth_core::decide::Input;
 use berth_core::schedule::nearest;
 use berth_core::world::World;
@@ -15,7 +15,6 @@ use berth_model::{NodeName, PlacementName, PlacementUid, VmId};
 use berth_proto::v1::placements_server::Placements;
 use berth_proto::{convert, status, v1};
 use berth_telemetry::{spans, trace};
-use std::net::SocketAddr;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
@@ -32,8 +31,19 @@ pub(crate) struct PlacementsService {
 }
 
 impl PlacementsService {
-    /// Has an input decided, and shows the placement that it is about.
-    async fn submit(&self, input: Input) -> Result<Response<v1::Placement>, Status> {
+    /// Has an input decided, shows the placement that it is about, and writes down who asked.
+    async fn submit(
+        &self,
+        caller: Option<Caller>,
+        name: PlacementName,
+        input: Input,
+    ) -> Result<Response<v1::Placement>, Status> {
+        let outcome = self.decide(input).await;
+        identity::audit(caller.as_ref(), &name, &outcome);
+        outcome
+    }
+
+    async fn decide(&self, input: Input) -> Result<Response<v1::Placement>, Status> {
         let decided = match self.sources.leader.submit(input).await {
             Ok(decided) => decided,
             Err(CallError::Refused(Refusal::NoRoom(request))) => {
@@ -47,12 +57,6 @@ impl PlacementsService {
         let snapshot = self.sources.replica.now();
         Ok(Response::new(view::placement(&snapshot.world, &placement, now())))
     }
-}
-
-/// Who calls, as far as the connection proves it.
-fn caller<T>(request: &Request<T>) -> String {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    peer.map_or_else(|| "unknown".to_owned(), |ConnectInfo(peer)| peer.to_string())
 }
 
 /// A version that a caller rests on; 0 means any.
@@ -69,13 +73,15 @@ fn unknown(world: &World, name: PlacementName) -> Refusal {
 #[tonic::async_trait]
 impl Placements for PlacementsService {
     async fn create(&self, request: Request<v1::CreatePlacementRequest>) -> Result<Response<v1::Placement>, Status> {
-        let caller = caller(&request);
+        let caller = Caller::of(&request);
         let trace = trace::from_metadata(request.metadata());
         let span = spans::call("Placements/Create", trace.as_ref());
         let request = PlacementRequest::try_from(request.into_inner())?;
         let uid = PlacementUid::new(uuid::Uuid::new_v4().hyphenated().to_string())
             .map_err(|error| status::failure(ErrorClass::Internal, "NO_UID", &error.to_string()))?;
-        self.submit(Input::Create { request: Box::new(request), uid, caller, trace }).instrument(span).await
+        let (name, by) = (request.name.clone(), identity::name_of(caller.as_ref()).to_owned());
+        let input = Input::Create { request: Box::new(request), uid, caller: by, trace };
+        self.submit(caller, name, input).instrument(span).await
     }
 
     async fn get(&self, request: Request<v1::GetPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
@@ -131,25 +137,29 @@ impl Placements for PlacementsService {
     }
 
     async fn commit(&self, request: Request<v1::CommitPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+        let caller = Caller::of(&request);
         let span = spans::call("Placements/Commit", trace::from_metadata(request.metadata()).as_ref());
         let v1::CommitPlacementRequest { name, vm_id, version: expected } = request.into_inner();
-        let input = convert::read(|at| {
-            let name = at.field("name").parse(&name);
+        let (name, vm_id) = convert::read(|at| {
+            let name: Option<PlacementName> = at.field("name").parse(&name);
             let vm_id = at.field("vm_id").optional::<VmId>(&vm_id);
-            Some(Input::Commit { name: name?, vm_id: vm_id?, version: version(expected) })
+            Some((name?, vm_id?))
         })?;
-        self.submit(input).instrument(span).await
+        let input = Input::Commit { name: name.clone(), vm_id, version: version(expected) };
+        self.submit(caller, name, input).instrument(span).await
     }
 
     async fn release(&self, request: Request<v1::ReleasePlacementRequest>) -> Result<Response<v1::Placement>, Status> {
+        let caller = Caller::of(&request);
         let span = spans::call("Placements/Release", trace::from_metadata(request.metadata()).as_ref());
         let v1::ReleasePlacementRequest { name, uid, version: expected } = request.into_inner();
-        let input = convert::read(|at| {
-            let name = at.field("name").parse(&name);
+        let (name, uid) = convert::read(|at| {
+            let name: Option<PlacementName> = at.field("name").parse(&name);
             let uid = at.field("uid").optional::<PlacementUid>(&uid);
-            Some(Input::Release { name: name?, uid: uid?, version: version(expected) })
+            Some((name?, uid?))
         })?;
-        self.submit(input).instrument(span).await
+        let input = Input::Release { name: name.clone(), uid, version: version(expected) };
+        self.submit(caller, name, input).instrument(span).await
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {

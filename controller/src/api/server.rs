@@ -61,8 +61,7 @@ struct Edge {
     json: Transcoder,
 }
 
-/// Joins all services into one router. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: who calls
-/// is recorded with each placement.
+/// Joins all services into one router. Who calls is what the connection's task adds to each request.
 ///
 /// # Errors
 /// [`RouterError`] when the build is broken.

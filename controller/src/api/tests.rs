@@ -4,6 +4,7 @@ use super::operations::Checked;
 use super::{LastSeen, Sources, server};
 use crate::leader::{Call, Decided, From as Origin, Leader};
 use crate::replica::{Publisher, Replica};
+use crate::serve;
 use crate::testing::{hello, node, report};
 use arc_swap::ArcSwap;
 use axum::body::Body;
@@ -21,7 +22,8 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use tower::ServiceExt as _;
@@ -63,7 +65,10 @@ struct Edge {
     router: axum::Router,
     address: SocketAddr,
     leader: Leader,
-    tasks: JoinSet<()>,
+    /// Ends the task that leads.
+    leading: AbortHandle,
+    /// Serves as long as this is there.
+    _tasks: JoinSet<()>,
 }
 
 impl Edge {
@@ -88,11 +93,11 @@ impl Edge {
         let router = server::router(sources, NoAgents).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = router.clone().into_make_service_with_connect_info::<SocketAddr>();
+        let serving = serve::run(listener, router.clone(), serve::Options::new(None), CancellationToken::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(lead(brain, publisher, calls, 10));
-        tasks.spawn(async move { axum::serve(listener, service).await.unwrap() });
-        Self { router, address, leader, tasks }
+        let leading = tasks.spawn(lead(brain, publisher, calls, 10));
+        tasks.spawn(serving);
+        Self { router, address, leader, leading, _tasks: tasks }
     }
 
     async fn channel(&self) -> Channel {
@@ -345,7 +350,7 @@ async fn a_gpu_watch_tells_only_of_gpus_that_changed() {
 async fn health_is_serving_while_the_leader_publishes() {
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-    let mut edge = Edge::start().await;
+    let edge = Edge::start().await;
     let mut health = HealthClient::new(edge.channel().await);
     let ask = |service: &str| HealthCheckRequest { service: service.to_owned() };
     for service in ["", "berth.v1.Placements"] {
@@ -355,9 +360,7 @@ async fn health_is_serving_while_the_leader_publishes() {
     assert_eq!(health.check(ask("x")).await.unwrap_err().code(), tonic::Code::NotFound);
     let mut watch = health.watch(ask("")).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    edge.tasks.abort_all();
-    while edge.tasks.join_next().await.is_some() {}
-    // The server has gone with the leader; its connections are served on.
+    edge.leading.abort();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
 }
 

@@ -3,6 +3,7 @@
 use super::End;
 use crate::config::{self, Config};
 use crate::link::Host;
+use crate::tls::Way;
 use berth_agent_core::ledger::Ledger;
 use berth_model::inventory::Hello;
 use berth_proto::v1::agent_message::Message as Say;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Endpoint, Uri};
+use tonic::transport::Uri;
 use tonic::{Code, Status as Answer, Streaming};
 
 /// How long connecting may take: a host that is up answers in milliseconds, one that is down must not hold up the next
@@ -61,28 +62,37 @@ pub(super) fn hello(config: &Config, host: Host, ledger: &Ledger) -> Hello {
 }
 
 /// Opens a session, or says why there is none.
-pub(super) async fn dial(endpoint: &Uri, hello: &Hello) -> Result<(Connection, Greeting), End> {
-    match timeout(WELCOME_LIMIT, greet(endpoint, hello)).await {
+pub(super) async fn dial(config: &Config, endpoint: &Uri, hello: &Hello) -> Result<(Connection, Greeting), End> {
+    let dialled = timeout(WELCOME_LIMIT, async {
+        let way = connect(config, endpoint).await?;
+        // What ends a session before its welcome is often the refusal of the certificate.
+        greet(&way, hello).await.map_err(|end| way.refused().map_or(end, End::Lost))
+    });
+    match dialled.await {
         Ok(result) => result,
         Err(_) => Err(End::Lost(format!("no welcome within {} s", WELCOME_LIMIT.as_secs()))),
     }
 }
 
-async fn greet(endpoint: &Uri, hello: &Hello) -> Result<(Connection, Greeting), End> {
-    let channel = Endpoint::from(endpoint.clone())
-        .connect_timeout(CONNECT_LIMIT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PROBE)
-        .keep_alive_timeout(PROBE_LIMIT)
-        .keep_alive_while_idle(true)
-        .buffer_size(QUEUE)
-        .connect()
-        .await
-        .map_err(|error| End::Lost(format!("cannot connect: {}", sentence(&error))))?;
+async fn connect(config: &Config, endpoint: &Uri) -> Result<Way, End> {
+    let prepare = |endpoint: tonic::transport::Endpoint| {
+        endpoint
+            .connect_timeout(CONNECT_LIMIT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PROBE)
+            .keep_alive_timeout(PROBE_LIMIT)
+            .keep_alive_while_idle(true)
+            .buffer_size(QUEUE)
+    };
+    let way = Way::connect(endpoint, config.tls.as_ref(), prepare).await;
+    way.map_err(|error| End::Lost(format!("cannot connect: {error}")))
+}
+
+async fn greet(way: &Way, hello: &Hello) -> Result<(Connection, Greeting), End> {
     let (sender, outgoing) = mpsc::channel(QUEUE);
     let first = v1::AgentMessage { message: Some(Say::Hello(hello.into())) };
     sender.send(first).await.map_err(|_| End::Lost("the connection broke".to_owned()))?;
-    let mut receiver = NodeAgentClient::new(channel)
+    let mut receiver = NodeAgentClient::new(way.channel.clone())
         .session(ReceiverStream::new(outgoing))
         .await
         .map_err(|status| ended_by(&status))?
@@ -138,10 +148,4 @@ pub(super) fn ended_by(status: &Answer) -> End {
             | Code::Unimplemented
     );
     if refused { End::Refused(text.to_owned()) } else { End::Lost(text.to_owned()) }
-}
-
-/// An error with its causes: the transport's own text is only "transport error".
-fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes: Vec<_> = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
-    causes.join(": ")
 }
