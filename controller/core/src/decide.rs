@@ -256,7 +256,7 @@ impl Brain {
     }
 }
 
-fn node_from_store(stored: StoredNode, now: Timestamp) -> Node {
+pub(crate) fn node_from_store(stored: StoredNode, now: Timestamp) -> Node {
     let StoredNode { name, facts, agent_version, first_seen, cordons, gpus, generation, version } = stored;
     let gpus = gpus
         .into_iter()

@@ -9,5 +9,6 @@ pub mod desired;
 pub mod invariants;
 pub mod lifecycle;
 pub mod limits;
+pub mod mirror;
 pub mod schedule;
 pub mod world;

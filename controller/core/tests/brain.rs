@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use berth_core::decide::{Brain, Change, Claimed, Decision, Input, Limits, MAX_GENERATION_LEAP};
+use berth_core::mirror::{Mirror, SeenNode, Touched};
 use berth_core::{condition, invariants};
 use berth_model::gpu::*;
 use berth_model::inventory::{Hello, InventoryReport, Listing};
@@ -27,6 +28,33 @@ struct Fixture {
     claims: BTreeMap<Claimed, (PlacementName, PlacementUid)>,
     uids: u32,
     sequence: u64,
+    /// Copies as followers have them: one hears from the store first, one from the leader.
+    mirrors: [Mirror; 2],
+}
+
+/// What the store tells a follower.
+fn follow_store(mirror: &mut Mirror, changes: &[Change]) {
+    let mut touched = Touched::default();
+    for change in changes {
+        match change {
+            Change::PutPlacement(placement) => mirror.put_placement(Placement::clone(placement), &mut touched),
+            Change::RemovePlacement { name, version: _ } => mirror.remove_placement(name, &mut touched),
+            Change::PutNode(node) => mirror.put_node(StoredNode::clone(node), &mut touched),
+            Change::Claim { .. } | Change::Unclaim { .. } => {}
+        }
+    }
+}
+
+/// What the leader tells a follower.
+fn follow_leader(mirror: &mut Mirror, brain: &Brain, decision: &Decision) {
+    let (world, mut touched) = (brain.world(), Touched::default());
+    for node in decision.nodes.iter().filter_map(|name| world.node(name)) {
+        mirror.see_node(SeenNode::of(node), &mut touched);
+    }
+    for name in &decision.touched {
+        let live = world.live(name).map(|live| berth_core::world::Live::clone(live));
+        mirror.see_live(name.clone(), live.unwrap_or_default(), &mut touched);
+    }
 }
 
 fn facts() -> HostFacts {
@@ -102,6 +130,7 @@ impl Fixture {
             claims: BTreeMap::new(),
             uids: 0,
             sequence: 0,
+            mirrors: [Mirror::new(now), Mirror::new(now)],
         }
     }
 
@@ -156,7 +185,16 @@ impl Fixture {
                 }
             }
         }
+        let [first, second] = &mut self.mirrors;
+        follow_store(first, &decision.changes);
+        follow_leader(first, &self.brain, decision);
+        follow_leader(second, &self.brain, decision);
+        follow_store(second, &decision.changes);
         let world = self.brain.world();
+        for mirror in &self.mirrors {
+            assert_eq!(invariants::differences(world, mirror.world()), [""; 0], "a copy differs");
+            assert_eq!(invariants::check(mirror.world()), []);
+        }
         assert_eq!(invariants::check(world), []);
         assert_eq!(invariants::check_claims(world, &self.claims), []);
         let kept: Vec<_> = world.placements().map(|p| Placement::clone(p)).collect();
@@ -660,4 +698,36 @@ fn a_report_that_says_nothing_new_costs_the_store_nothing() {
     f.input(Input::Disconnected(node_name("n1")));
     let back = f.brain.decide(f.now, Input::Tick).unwrap();
     assert_eq!(back.changes, []);
+}
+
+/// A follower that hears no leader any more shows what it last knew, and none of it as available.
+#[test]
+fn a_copy_shows_nothing_as_available_that_nobody_vouches_for() {
+    let mut fixture = Fixture::with_node(4);
+    fixture.create(request("p", "vm-p", 1)).unwrap();
+    let later = fixture.now.after(Duration::from_secs(5));
+    let [mirror, _] = &mut fixture.mirrors;
+    let free = |mirror: &Mirror| {
+        let nodes = mirror.world().nodes();
+        nodes.flat_map(|node| node.gpus.values().filter(|gpu| node.is_available(gpu))).count()
+    };
+    assert_eq!(free(mirror), 3);
+    let mut touched = Touched::default();
+    mirror.lose(later, &mut touched);
+    assert_eq!((free(mirror), touched.nodes.len(), touched.placements.len()), (0, 1, 1));
+    let node = mirror.world().node(&node_name("n1")).unwrap();
+    assert!(node.gpus.values().all(|gpu| gpu.observed.state == IN_HOST), "it is remembered");
+    assert_eq!(node.not_ready(), Some(reason::Unavailable::NodeNotFresh));
+    assert_eq!(invariants::check(mirror.world()), []);
+    let placement = mirror.world().placement(&name("p")).unwrap();
+    let much_later = later.after(Duration::from_secs(3600));
+    assert_eq!(condition::conditions(mirror.world(), placement, much_later), [], "nobody says that the node is lost");
+    // The next leader tells of another node only: of this one it does not know where it is.
+    mirror.complete(&mut touched);
+    assert_eq!(free(mirror), 0);
+    assert!(
+        mirror.world().node(&node_name("n1")).unwrap().gpus.values().all(|gpu| gpu.observed.state == GpuState::Unknown)
+    );
+    follow_leader(mirror, &fixture.brain, &Decision { nodes: [node_name("n1")].into(), ..Decision::default() });
+    assert_eq!(free(&fixture.mirrors[0]), 3);
 }
