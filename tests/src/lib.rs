@@ -2,6 +2,8 @@
 //!
 //! Must never be a dependency of anything that ships.
 
+pub mod config;
+pub mod etcd;
 pub mod faults;
 pub mod http;
 pub mod process;

@@ -174,6 +174,12 @@ impl Process {
         Self { child, line, said }
     }
 
+    /// The system's number for it.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Everything it said so far.
     #[must_use]
     pub fn log(&self) -> String {

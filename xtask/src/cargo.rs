@@ -1,10 +1,12 @@
 //! Runs cargo so that everything is compiled once: tests always of the whole workspace, so that one resolution of features
 //! serves all parts and only the choice of what to run differs.
 
+use crate::config;
 use crate::process::{command, stream, works};
 use crate::tally::{Counter, Tally};
 use anyhow::{Context as _, bail};
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A cargo command in the repository's root.
@@ -15,7 +17,19 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
         // Its output passes through a pipe here, which it would take for no terminal.
         cargo.env("CARGO_TERM_COLOR", "always");
     }
+    if let Some((protoc, include)) = protoc() {
+        cargo.env(config::PROTOC, protoc).env("PROTOC_INCLUDE", include);
+    }
     cargo
+}
+
+/// A protobuf compiler where this machine has none, with the protos it comes with: etcd's client compiles etcd's
+/// protos with one. `None` also where nobody has built one for this machine; the build then says what is missing.
+fn protoc() -> Option<(PathBuf, PathBuf)> {
+    if config::named(config::PROTOC).is_some() || config::in_path("protoc").is_some() {
+        return None;
+    }
+    Some((protoc_bin_vendored::protoc_bin_path().ok()?, protoc_bin_vendored::include_path().ok()?))
 }
 
 /// Whether cargo has this component (`clippy`, `fmt`).
@@ -34,8 +48,13 @@ pub(crate) fn build_berth() -> anyhow::Result<()> {
 
 /// Runs `cargo test` for the whole workspace with this choice of targets, and counts.
 pub(crate) fn test(choice: &[&str], harness: &[&str]) -> anyhow::Result<Tally> {
+    test_with(&[], choice, harness)
+}
+
+/// The same with these variables set.
+pub(crate) fn test_with(variables: &[(&str, PathBuf)], choice: &[&str], harness: &[&str]) -> anyhow::Result<Tally> {
     let mut run = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    run.args(choice).arg("--").args(harness);
+    run.args(choice).arg("--").args(harness).envs(variables.iter().map(|(name, value)| (name, value)));
     let mut counter = Counter::default();
     let status = stream(run, |line| counter.line(line))?;
     let mut tally = counter.tally();

@@ -6,7 +6,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 mod cargo;
+mod config;
 mod demo;
+mod etcd;
 mod process;
 mod tally;
 mod test;

@@ -3,8 +3,9 @@
 //! The last line is always `N passed, N failed, N skipped`. What a machine lacks is fetched by the part that needs it, or
 //! counted as skipped with the reason.
 
-use crate::cargo;
 use crate::tally::{SKIPPED, Tally};
+use crate::{cargo, config, etcd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 pub(crate) enum Part {
     /// All libraries, documentation examples, formatting, lints, tidiness. Needs clippy and rustfmt for two of its checks.
     Unit,
-    /// The contract that every store passes, and kill -9 during writes. Needs nothing.
+    /// The contract that every store passes, and kill -9 during writes; leadership, logins and trouble on etcd. Needs an
+    /// etcd server for those on etcd.
     Store,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
@@ -38,7 +40,7 @@ impl Part {
     fn needs(self) -> &'static str {
         match self {
             Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
-            Self::Store => "the Rust toolchain",
+            Self::Store => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
             Self::Faults => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
         }
@@ -47,7 +49,7 @@ impl Part {
     /// Which part runs this integration test.
     fn of(package: &str, test: &str) -> Self {
         match (package, test) {
-            ("berth-store", _) => Self::Store,
+            ("berth-store", _) | ("berth-tests", "etcd") => Self::Store,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "e2e") => Self::EndToEnd,
             _ => Self::Unit,
@@ -119,14 +121,26 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         Part::Store | Part::Faults | Part::EndToEnd if choice.is_empty() => {
             anyhow::bail!("there is no test for this part");
         }
-        Part::Store | Part::Faults => tally += cargo::test(&choice, &[])?,
+        Part::Store => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
+        Part::Faults => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build_berth()?;
-            tally += cargo::test(&choice, &["--test-threads", "1"])?;
+            tally += cargo::test_with(&etcd_for_tests(), &choice, &["--test-threads", "1"])?;
         }
     }
     Ok(tally)
+}
+
+/// Tells tests where etcd is. Without one, each test that needs it says that it was skipped.
+fn etcd_for_tests() -> Vec<(&'static str, PathBuf)> {
+    match etcd::get() {
+        Ok(etcd) => vec![(config::ETCD, etcd)],
+        Err(error) => {
+            println!("{error:#}");
+            Vec::new()
+        }
+    }
 }
 
 /// Runs a check that is one cargo command; it counts as one test.

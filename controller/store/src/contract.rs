@@ -37,12 +37,13 @@ pub trait Subject: Send + Sync {
     }
 }
 
-/// One test of each rule, for the subject that the expression makes.
+/// One test of each rule, for the subject that the expression makes. With `maybe` in front it makes an `Option`: where
+/// there is no subject, the rule is not tested, and whoever made the `None` has said why.
 #[macro_export]
 macro_rules! contract {
-    ($subject:expr) => {
+    (@rules $how:ident $subject:expr) => {
         $crate::contract!(
-            $subject =>
+            @tests $how $subject =>
             a_key_is_read_as_written,
             versions_count_writes_since_creation,
             revisions_count_transactions_that_write,
@@ -72,12 +73,26 @@ macro_rules! contract {
             a_raised_term_is_left_behind_by_every_later_leadership
         );
     };
-    ($subject:expr => $($rule:ident),+) => {$(
+    (@tests always $subject:expr => $($rule:ident),+) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $rule() {
             $crate::contract::$rule(&$subject).await;
         }
     )+};
+    (@tests maybe $subject:expr => $($rule:ident),+) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $rule() {
+            if let Some(subject) = $subject {
+                $crate::contract::$rule(&subject).await;
+            }
+        }
+    )+};
+    (maybe $subject:expr) => {
+        $crate::contract!(@rules maybe $subject);
+    };
+    ($subject:expr) => {
+        $crate::contract!(@rules always $subject);
+    };
 }
 
 /// Longest wait for something that must happen: far above what a loaded machine needs.

@@ -121,6 +121,14 @@ impl Transaction {
     pub fn operations(&self) -> usize {
         self.writes.len().max(self.preconditions.len() + usize::from(self.fence.is_some()))
     }
+
+    /// Checks the bounds that hold whatever is stored.
+    ///
+    /// # Errors
+    /// [`CommitError::Illegal`], saying which bound is broken.
+    pub fn check(&self) -> Result<(), CommitError> {
+        crate::engine::legal(self)
+    }
 }
 
 /// One answer to a range read.
@@ -264,5 +272,10 @@ pub trait Store: Send + Sync + 'static {
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, Error>;
 
     /// Waits until this candidate leads, then gives its term and fence. Every earlier fence is void from then on.
+    /// A leadership that was won through this very store before is given up.
     async fn campaign(&self, candidate: &str) -> Result<Leadership, Error>;
+
+    /// Gives up the leadership won through this store, if any, so that the next candidate need not wait for it to run
+    /// out. For stores of one process there is nobody to wait.
+    async fn resign(&self) {}
 }

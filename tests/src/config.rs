@@ -1,0 +1,22 @@
+//! What the tests are told from outside: where programs are that they do not build.
+//!
+//! The only place that reads the environment here. `cargo xtask test` gets what is missing and says where it put it.
+
+use crate::process::root;
+use std::path::PathBuf;
+
+/// The etcd to test with.
+const ETCD: &str = "BERTH_TEST_ETCD";
+
+/// The etcd server: the one the environment names, else the one in the PATH, else the one that
+/// `cargo xtask test` got.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub fn etcd() -> Option<PathBuf> {
+    let program = format!("etcd{}", std::env::consts::EXE_SUFFIX);
+    let named = std::env::var_os(ETCD).map(PathBuf::from);
+    let built = root().join("target").join("tools").join("etcd").join(&program);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|dir| dir.join(&program));
+    named.into_iter().chain(installed).chain([built]).find(|file| file.is_file())
+}

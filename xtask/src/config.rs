@@ -1,0 +1,24 @@
+//! What a person tells `cargo xtask` through the environment: programs to use instead of those it would get.
+//!
+//! The only place that reads the environment.
+
+use std::path::PathBuf;
+
+/// The etcd that tests run against; tests read the same name.
+pub(crate) const ETCD: &str = "BERTH_TEST_ETCD";
+/// The protobuf compiler, as every build script knows it.
+pub(crate) const PROTOC: &str = "PROTOC";
+
+/// The program that a variable names.
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub(crate) fn named(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from)
+}
+
+/// A program of the PATH.
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+    let program = format!("{program}{}", std::env::consts::EXE_SUFFIX);
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|file| file.is_file())
+}
