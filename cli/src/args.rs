@@ -91,6 +91,8 @@ pub enum Command {
     Watch(Watch),
     /// How the controller is
     Status(Output),
+    /// Write all that the controller keeps into a file
+    Backup(Backup),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  berth completions bash > /etc/bash_completion.d/berth")]
     Completions {
@@ -412,6 +414,22 @@ pub struct Plan {
     /// Form of the answer.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `berth backup`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Example:
+  berth backup berth-2026-11-22.backup
+
+The file is consistent at one revision and checked as it is written. `berth-controller restore FILE` puts it back; see
+docs/backup.md.")]
+pub struct Backup {
+    /// The file to write.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Replace the file if it is there.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What can be watched.

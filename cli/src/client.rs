@@ -105,6 +105,11 @@ impl Client {
         OperationsClient::new(self.channel.clone())
     }
 
+    /// How long a call may take.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Where the controller is looked for.
     pub fn endpoint(&self) -> &str {
         &self.endpoint

@@ -6,6 +6,7 @@
 
 mod session;
 
+pub(crate) use session::check_protocol;
 pub use session::{Intervals, NodeAgentService};
 
 use crate::leader::{Outbox, SessionId};

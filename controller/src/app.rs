@@ -158,7 +158,11 @@ pub async fn tls(config: &Config) -> Result<Option<Arc<Acceptor>>, StartError> {
     Ok(Some(Arc::new(acceptor)))
 }
 
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+/// Opens the store that is configured.
+///
+/// # Errors
+/// [`StartError::Store`].
+pub(crate) async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     match config.store {
         StoreKind::Memory => {
             tracing::warn!("the store is in memory: nothing survives this process");
@@ -181,7 +185,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 const BACKLOG: u32 = 4_096;
 
 /// Listens. Takes the address again at once after a restart.
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // On Windows the same option would let another process share the address.
     #[cfg(unix)]

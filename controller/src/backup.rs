@@ -97,7 +97,7 @@ impl Taking {
 }
 
 /// Whether a key is about who leads: that is the store's present, and the header names the term.
-fn leads(key: &str) -> bool {
+pub(crate) fn leads(key: &str) -> bool {
     key.starts_with(key::LEADER) || key == key::TERM
 }
 

@@ -3,10 +3,11 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default. All that is wrong is told at once.
 
+use crate::{rebuild, restore};
 use berth_core::decide::Limits;
 use berth_telemetry as telemetry;
 use berth_tls::{Pair, server};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -142,6 +143,19 @@ pub struct Settings {
     pub log: telemetry::Options,
     /// Only check the settings, then end.
     pub check_only: bool,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What a process does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Be a controller.
+    Control,
+    /// Put a backup into the store, then end.
+    Restore(restore::Options),
+    /// Make the store anew from what agents hold, then end.
+    Rebuild(rebuild::Options),
 }
 
 /// Why the settings cannot be used.
@@ -191,45 +205,97 @@ impl fmt::Display for Problem {
 #[command(
     name = "berth-controller",
     version,
-    after_help = "Examples:\n  berth-controller --config /etc/berth/controller.toml --check-config\n  berth-controller --data-dir ./data --set agents.heartbeat=5s"
+    after_help = "Examples:\n  berth-controller --config /etc/berth/controller.toml --check-config\n  berth-controller --data-dir ./data --set agents.heartbeat=5s\n  berth-controller restore berth.backup --config /etc/berth/controller.toml\n  berth-controller rebuild --config /etc/berth/controller.toml --nodes 12"
 )]
 struct Flags {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Check the configuration and end.
-    #[arg(long)]
+    #[arg(long, global = true)]
     check_config: bool,
     /// Address to listen on, HOST:PORT.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Option<String>,
     /// Allow listening beyond this machine without encryption.
-    #[arg(long)]
+    #[arg(long, global = true)]
     insecure: bool,
     /// This controller's certificate (PEM), with those that lead to the CA; makes it speak TLS.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     tls_cert: Option<String>,
     /// The private key of the certificate (PEM).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     tls_key: Option<String>,
     /// The CA of the certificates that agents must and callers may show (PEM).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     tls_client_ca: Option<String>,
     /// Directory of the embedded store.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<String>,
     /// Store: embedded or memory.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     store: Option<String>,
     /// Form of the log: human or json.
-    #[arg(long, value_name = "FORM")]
+    #[arg(long, global = true, value_name = "FORM")]
     log_format: Option<String>,
     /// What to log, such as info,berth_controller=debug.
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, global = true, value_name = "FILTER")]
     log_filter: Option<String>,
     /// Any setting by its name in the file; may be given several times.
-    #[arg(long = "set", value_name = "NAME=VALUE")]
+    #[arg(long = "set", global = true, value_name = "NAME=VALUE")]
     set: Vec<String>,
+    /// What to do instead of being a controller.
+    #[command(subcommand)]
+    task: Option<TaskFlags>,
+}
+
+/// Tasks beside being a controller.
+#[derive(Subcommand, Debug, Clone)]
+enum TaskFlags {
+    /// Put a backup into the store. Stop every controller first
+    #[command(after_help = "Example:
+  berth-controller restore berth.backup --config /etc/berth/controller.toml
+
+Checks the whole file before it touches the store, says what it will do, and asks. See docs/backup.md.")]
+    Restore {
+        /// The backup, as `berth backup` wrote it.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Replace whatever is in the store.
+        #[arg(long)]
+        into_nonempty: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make a store that was lost anew, from what agents hold
+    #[command(after_help = "Example:
+  berth-controller rebuild --config /etc/berth/controller.toml --nodes 12
+
+Listens for agents where the controller would, decides nothing, shows what they hold, asks, writes it and ends. See
+docs/backup.md.")]
+    Rebuild {
+        /// How long to wait for agents.
+        #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
+        wait: Duration,
+        /// How many nodes there must be. Waiting ends when all have told what they hold; with fewer nothing is written.
+        #[arg(long, value_name = "N", value_parser = count)]
+        nodes: Option<usize>,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+impl From<TaskFlags> for Task {
+    fn from(flags: TaskFlags) -> Self {
+        match flags {
+            TaskFlags::Restore { file, into_nonempty, yes } => {
+                Self::Restore(restore::Options { file, into_nonempty, yes })
+            }
+            TaskFlags::Rebuild { wait, nodes, yes } => Self::Rebuild(rebuild::Options { wait, nodes, yes }),
+        }
+    }
 }
 
 /// Start of every variable that is the controller's.
@@ -331,8 +397,9 @@ impl Settings {
             None => Layer::new(),
         };
         let check_only = flags.check_config;
+        let task = flags.task.clone().map_or(Task::Control, Task::from);
         let flags = from_flags(flags, &mut problems);
-        let mut settings = Self { controller: Config::default(), log: telemetry::Options::default(), check_only };
+        let mut settings = Self { controller: Config::default(), log: telemetry::Options::default(), check_only, task };
         for layer in [file, variables, flags] {
             for (name, (given_as, value)) in layer {
                 let problem = match SETTINGS.iter().find(|setting| setting.name == name) {
@@ -386,6 +453,7 @@ fn from_flags(flags: Flags, problems: &mut Vec<Problem>) -> Layer {
     let Flags {
         config: _,
         check_config: _,
+        task: _,
         listen,
         insecure,
         tls_cert,
@@ -585,6 +653,21 @@ mod tests {
         assert!(missing("tls.ca = 'c'\n").starts_with("tls.ca: no such setting"));
         let both = resolve(&["--insecure"], &[], Some(file)).unwrap_err().to_string();
         assert!(both.starts_with("insecure: has no meaning beside [tls]"), "{both}");
+    }
+
+    #[test]
+    fn a_task_takes_the_same_settings_before_and_after_its_name() {
+        let task = |flags: &[&str]| {
+            let settings = resolve(flags, &[], Some("store = 'memory'\n")).unwrap();
+            assert_eq!(settings.controller.data_dir, Path::new("d"), "{flags:?}");
+            settings.task
+        };
+        assert_eq!(task(&["--data-dir", "d"]), Task::Control);
+        let restore = restore::Options { file: "f".into(), yes: false, into_nonempty: true };
+        assert_eq!(task(&["--data-dir", "d", "restore", "f", "--into-nonempty"]), Task::Restore(restore.clone()));
+        assert_eq!(task(&["restore", "f", "--data-dir", "d", "--into-nonempty"]), Task::Restore(restore));
+        let rebuild = rebuild::Options { wait: Duration::from_secs(30), nodes: None, yes: true };
+        assert_eq!(task(&["rebuild", "--yes", "--set", "data_dir=d"]), Task::Rebuild(rebuild));
     }
 
     #[test]

@@ -10,10 +10,14 @@ pub mod app;
 pub mod backup;
 pub mod commit;
 pub mod config;
+pub mod console;
 mod identity;
 pub mod leader;
 pub mod process;
+pub mod rebuild;
+pub(crate) mod refill;
 pub mod replica;
+pub mod restore;
 mod serve;
 #[cfg(test)]
 mod testing;

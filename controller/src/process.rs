@@ -1,8 +1,13 @@
-//! The process `berth-controller`: one controller, from its settings until a signal or a fault ends it.
+//! The process `berth-controller`: one controller, from its settings until a signal or a fault ends it; or one of the tasks
+//! that fill a store.
 
-use crate::app;
-use crate::config::Settings;
+use crate::config::{Config, Settings, StoreKind, Task};
+use crate::console::Console;
+use crate::{app, leader, rebuild, restore};
 use anyhow::Context as _;
+use berth_store::Store;
+use std::io::{BufReader, stdin, stdout};
+use std::sync::Arc;
 
 /// Runs the controller that this process's flags, environment and file describe, until it is told to stop.
 ///
@@ -16,7 +21,33 @@ pub async fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     let _until_the_end = berth_telemetry::init(&settings.log)?;
-    let mut running = app::start(settings.controller).await?;
+    let config = settings.controller;
+    // What a task that is ended at any point leaves is refused by controllers until it is done again.
+    let (mut out, mut input) = (stdout(), BufReader::new(stdin()));
+    let mut console = Console::new(&mut out, &mut input);
+    match settings.task {
+        Task::Control => control(config).await,
+        Task::Restore(options) => {
+            let store = lasting_store(&config).await?;
+            restore::run(store.as_ref(), &config, &options, leader::now(), &mut console).await
+        }
+        Task::Rebuild(options) => {
+            let store = lasting_store(&config).await?;
+            rebuild::run(store.as_ref(), &config, &options, leader::now, &mut console).await
+        }
+    }
+}
+
+async fn lasting_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    anyhow::ensure!(
+        config.store != StoreKind::Memory,
+        "the store is in memory: nothing of it would be left at the end"
+    );
+    Ok(app::open_store(config).await?)
+}
+
+async fn control(config: Config) -> anyhow::Result<()> {
+    let mut running = app::start(config).await?;
     let outcome = tokio::select! {
         signal = told_to_stop() => signal.context("cannot wait for signals"),
         error = running.failed() => {

@@ -111,6 +111,20 @@ impl Phase {
         }
     }
 
+    /// The same, to be moved.
+    pub fn deadline_mut(&mut self) -> Option<&mut Timestamp> {
+        match self {
+            Self::Queued { until }
+            | Self::Held { until }
+            | Self::Preparing { until }
+            | Self::Attaching { until }
+            | Self::Starting { until }
+            | Self::Verifying { until }
+            | Self::Releasing { until, .. } => Some(until),
+            Self::Requested | Self::Active | Self::Released | Self::Failed { .. } => None,
+        }
+    }
+
     /// Whether the placement owns GPUs: its claims are in the store. True exactly from the decision until the
     /// commit that ends it clean.
     pub fn holds_claims(&self) -> bool {

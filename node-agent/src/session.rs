@@ -172,10 +172,19 @@ impl Session {
         // What is to be said next, and since when it waits.
         let mut next: Option<(Say, Instant)> = None;
         let mut quiet_since = Instant::now();
+        // Asked for what the ledger holds, and not answered yet.
+        let mut owed = false;
         loop {
+            if owed && next.is_none() {
+                owed = false;
+                next = Some((Say::Holdings(self.holdings()), Instant::now()));
+            }
             let waits_since = next.as_ref().map_or_else(Instant::now, |(_, since)| *since);
             tokio::select! {
                 heard = receiver.message() => match heard {
+                    Ok(Some(v1::ControllerMessage { message: Some(Hear::TellHoldings(v1::TellHoldings {})) })) => {
+                        owed = true;
+                    }
                     Ok(Some(v1::ControllerMessage { message: Some(message) })) => {
                         if let Some(end) = self.hear(message).await {
                             return end;
@@ -230,9 +239,15 @@ impl Session {
                 self.orders.send_modify(|orders| orders.surveys = orders.surveys.wrapping_add(1));
                 None
             }
+            // Answered where there is room to say it.
+            Hear::TellHoldings(v1::TellHoldings {}) => None,
             Hear::Redirect(redirect) => Some(dial::redirected(&redirect)),
             Hear::Welcome(_) => Some(End::Lost("the controller said welcome twice".to_owned())),
         }
+    }
+
+    fn holdings(&self) -> v1::Holdings {
+        v1::Holdings { desired: self.ledger.ledger().desired.as_ref().map(Into::into) }
     }
 
     async fn accept(&mut self, desired: DesiredNode) -> Option<End> {

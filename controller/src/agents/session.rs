@@ -109,7 +109,8 @@ impl NodeAgentService {
             Some(
                 agent_message::Message::Inventory(_)
                 | agent_message::Message::Heartbeat(_)
-                | agent_message::Message::Progress(_),
+                | agent_message::Message::Progress(_)
+                | agent_message::Message::Holdings(_),
             )
             | None => return Err(Status::invalid_argument("the first message of a session must be Hello")),
         };
@@ -257,6 +258,9 @@ impl Session<'_> {
                 let progress = Progress::try_from(progress).map_err(|invalid| refuse("progress", &invalid))?;
                 self.feed(Input::Progress { node, progress: Box::new(progress) }).await
             }
+            Some(agent_message::Message::Holdings(_)) => {
+                Err(Status::invalid_argument("Holdings were not asked for").into())
+            }
             Some(agent_message::Message::Hello(_)) => {
                 Err(Status::invalid_argument("Hello came twice; it opens a session and cannot change it").into())
             }
@@ -311,7 +315,7 @@ impl Session<'_> {
     }
 }
 
-fn check_protocol(hello: &v1::Hello) -> Result<(), Status> {
+pub(crate) fn check_protocol(hello: &v1::Hello) -> Result<(), Status> {
     let theirs = hello.protocol;
     let update = match theirs.cmp(&AGENT_PROTOCOL) {
         std::cmp::Ordering::Equal => return Ok(()),

@@ -95,7 +95,7 @@ async fn read(
 
 /// What each placement must own in the store, worked out here once more: the store's claims are what keeps a GPU from
 /// having two owners, so that a difference in either direction is a fault.
-fn check_claims(placements: &[Placement], stored: Vec<KeyValue>) -> Result<(), Error> {
+pub(crate) fn check_claims(placements: &[Placement], stored: Vec<KeyValue>) -> Result<(), Error> {
     let mut claims = BTreeMap::new();
     for item in stored {
         let claim = record::read_claim(&item)?;
@@ -128,7 +128,8 @@ fn show(claim: &record::Claim) -> String {
     format!("{} ({})", claim.placement, claim.uid)
 }
 
-fn owned(placement: &Placement) -> BTreeSet<String> {
+/// Keys of all claims that a placement owns.
+pub(crate) fn owned(placement: &Placement) -> BTreeSet<String> {
     let mut keys = BTreeSet::from([key::request(&placement.request.request_id)]);
     if placement.phase.is_live() {
         keys.insert(key::vm_claim(&placement.request.vm));

@@ -138,6 +138,25 @@ async fn a_controller_that_vanishes_and_returns_is_told_everything_again() {
 }
 
 #[tokio::test]
+async fn an_agent_tells_what_it_holds_when_asked_and_touches_nothing_for_it() {
+    let Setup { temp: _temp, host, mut controller, agent: _agent } = setup().await;
+    let (mut talk, _) = controller.welcome(1).await;
+    talk.say(Say::TellHoldings(v1::TellHoldings {})).await;
+    assert_eq!(talk.holdings().await, None, "nothing was ever wanted of it");
+    let wanted = desired(1, 3, &[(0, Intent::Attached)]);
+    talk.desire(&wanted).await;
+    talk.outcome().await;
+    drop(talk);
+    // The next controller has lost everything, and wants to know before it wants anything.
+    let (mut talk, _) = controller.welcome(1).await;
+    talk.say(Say::TellHoldings(v1::TellHoldings {})).await;
+    assert_eq!(talk.holdings().await, Some(wanted.clone()));
+    soon("looking on", host.looks(2)).await;
+    talk.say(Say::TellHoldings(v1::TellHoldings {})).await;
+    assert_eq!(talk.holdings().await, Some(wanted));
+}
+
+#[tokio::test]
 async fn a_controller_whose_term_is_over_is_left() {
     let Setup { temp: _temp, host, mut controller, agent: _agent } = setup().await;
     let (mut talk, _) = controller.welcome(5).await;

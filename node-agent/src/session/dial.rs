@@ -101,7 +101,7 @@ async fn greet(way: &Way, hello: &Hello) -> Result<(Connection, Greeting), End> 
     match first.map(|first| first.message) {
         Some(Some(Hear::Welcome(welcome))) => Ok((Connection { sender, receiver }, greeting(&welcome)?)),
         Some(Some(Hear::Redirect(redirect))) => Err(redirected(&redirect)),
-        Some(Some(Hear::Desired(_) | Hear::Survey(_)) | None) => {
+        Some(Some(Hear::Desired(_) | Hear::Survey(_) | Hear::TellHoldings(_)) | None) => {
             Err(End::Lost("the controller did not begin with a welcome".to_owned()))
         }
         None => Err(End::Lost("the controller ended the session before its welcome".to_owned())),

@@ -133,7 +133,16 @@ impl Talk {
     pub(crate) async fn inventory(&mut self) -> InventoryReport {
         self.until("an inventory", |said| match said {
             Said::Inventory(report) => Some(report.try_into().unwrap()),
-            Said::Heartbeat(_) | Said::Progress(_) | Said::Hello(_) => None,
+            Said::Heartbeat(_) | Said::Progress(_) | Said::Hello(_) | Said::Holdings(_) => None,
+        })
+        .await
+    }
+
+    /// The next holdings.
+    pub(crate) async fn holdings(&mut self) -> Option<DesiredNode> {
+        self.until("its holdings", |said| match said {
+            Said::Holdings(v1::Holdings { desired }) => Some(desired.map(|desired| desired.try_into().unwrap())),
+            Said::Heartbeat(_) | Said::Inventory(_) | Said::Progress(_) | Said::Hello(_) => None,
         })
         .await
     }
@@ -153,7 +162,7 @@ impl Talk {
                     StepReport::Satisfied | StepReport::Failed { .. } => Some(progress),
                 }
             }
-            Said::Heartbeat(_) | Said::Inventory(_) | Said::Hello(_) => None,
+            Said::Heartbeat(_) | Said::Inventory(_) | Said::Hello(_) | Said::Holdings(_) => None,
         })
         .await
     }
