@@ -1,3 +1,5 @@
+//! The agent against an in-test controller and a host that misbehaves on demand: sessions, orders, reports, restarts.
+
 use super::*;
 use crate::testing::{Controller, FakeHost, Faults, soon};
 use berth_agent_core::work::Pace;
