@@ -552,6 +552,22 @@ fn another_card_in_the_slot_is_kept_back_and_the_measured_facts_stay() {
 }
 
 #[test]
+fn cards_that_wander_from_slot_to_slot_do_not_fill_the_store() {
+    let mut f = Fixture::with_node(1);
+    f.create(request("p1", "web", 1)).unwrap();
+    for round in 1..20 {
+        f.now = f.now.after(Duration::from_secs(60));
+        f.report("n1", (0..64).map(|slot| gpu(round * 100 + slot, IN_HOST)).collect(), vec![]);
+    }
+    let gpus = &f.brain.world().node(&node_name("n1")).unwrap().gpus;
+    assert_eq!(gpus.len(), 256);
+    assert!(gpus.contains_key(&address(0)), "what is owned stays");
+    assert!((0..64).all(|slot| gpus.contains_key(&address(1900 + slot))), "what is listed stays");
+    assert!(gpus.contains_key(&address(1800)) && !gpus.contains_key(&address(100)), "the oldest go first");
+    assert_eq!(f.nodes[&node_name("n1")].gpus.len(), 256, "and out of the store");
+}
+
+#[test]
 fn what_was_given_by_hand_is_not_available_and_drift_is_told_not_mended() {
     let mut f = Fixture::with_node(1);
     f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);

@@ -7,7 +7,8 @@ use crate::desired;
 use crate::lifecycle::Event;
 use crate::world::{Gpu, Link, Node, View};
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
-use berth_model::inventory::{Hello, InventoryReport, Listing};
+use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE};
+use berth_model::pci::DeviceAddress;
 use berth_model::placement::{CurrentStep, Phase, Placement, Progress, StepReport};
 use berth_model::request::Resources;
 use berth_model::{NodeName, PlacementName, Timestamp};
@@ -200,7 +201,31 @@ fn take_in(node: &mut Node, report: InventoryReport, now: Timestamp) -> bool {
     for id in vms_gone {
         node.vms.remove(&id);
     }
-    hardware
+    hardware | forget_addresses(node, &listed)
+}
+
+/// Addresses kept of one node, those where nothing is any more included: four moves of everything a node may hold. A
+/// node's record grows with them, and one too large for the store would end the leader.
+const MAX_ADDRESSES: usize = 4 * MAX_GPUS_PER_NODE;
+
+/// Forgets addresses that were not listed and that nobody owns, as far as the bound wants it: first those where nothing
+/// shows, and of these the ones seen longest ago. True when there were any.
+fn forget_addresses(node: &mut Node, listed: &BTreeSet<DeviceAddress>) -> bool {
+    let excess = node.gpus.len().saturating_sub(MAX_ADDRESSES);
+    let kept = |address: &DeviceAddress, gpu: &Gpu| gpu.claim.is_some() || listed.contains(address);
+    let mut unused: Vec<_> = (node.gpus.iter())
+        .filter(|(address, gpu)| !kept(address, gpu))
+        .map(|(address, gpu)| {
+            let shows = !matches!(gpu.observed.state, GpuState::Unknown | GpuState::Missing);
+            (shows, gpu.observed_at, address.clone())
+        })
+        .collect();
+    unused.sort();
+    unused.truncate(excess);
+    for (_, _, address) in &unused {
+        node.gpus.remove(address);
+    }
+    !unused.is_empty()
 }
 
 fn take_in_gpu(node: &mut Node, mut seen: ObservedGpu, now: Timestamp) -> bool {
