@@ -403,16 +403,36 @@ fn prepare(changes: &[Change]) -> Result<Prepared, Unfit> {
         if part.bytes() > MAX_VALUE_BYTES {
             return Err(Unfit::Record { bytes: part.bytes(), key: part.key });
         }
-        if prepared.parts.iter().any(|other| other.key == part.key) {
-            return Err(Unfit::Twice { key: part.key });
+        match prepared.parts.iter_mut().find(|other| other.key == part.key) {
+            None => prepared.parts.push(part),
+            Some(other) => match hands_over(other, &part) {
+                Some(handed_over) => *other = handed_over,
+                None => return Err(Unfit::Twice { key: part.key }),
+            },
         }
-        prepared.parts.push(part);
     }
     let operations = prepared.parts.len() + 1;
     if operations > MAX_OPERATIONS {
         return Err(Unfit::Operations { operations });
     }
     Ok(prepared)
+}
+
+/// One decision may end one placement and give what it owned to another that waits: the claim then changes hands in one
+/// write, which still needs the former owner to be the one that is stored. `None` for any other two changes of one key.
+fn hands_over(one: &Part, other: &Part) -> Option<Part> {
+    let (given_up, taken) = match (&one.write, &other.write) {
+        (Write::Delete { .. }, Write::Put { .. }) => (one, other),
+        (Write::Put { .. }, Write::Delete { .. }) => (other, one),
+        (Write::Put { .. }, Write::Put { .. }) | (Write::Delete { .. }, Write::Delete { .. }) => return None,
+    };
+    let absent = Precondition::absent(taken.key.clone());
+    match &given_up.precondition {
+        Some(owned @ Precondition::Value { .. }) if taken.precondition.as_ref() == Some(&absent) => {
+            Some(Part { key: taken.key.clone(), precondition: Some(owned.clone()), write: taken.write.clone() })
+        }
+        Some(Precondition::Value { .. } | Precondition::Version { .. }) | None => None,
+    }
 }
 
 fn claim_key(what: &Claimed) -> String {

@@ -230,3 +230,31 @@ async fn a_claim_is_made_once_and_deleted_only_by_its_owner() {
         assert_eq!(pipeline.next().await.unwrap().is_ok(), holds, "uid {number}");
     }
 }
+
+/// A hold that expires and a placement that waits in the queue meet in one tick.
+#[tokio::test]
+async fn a_gpu_changes_hands_within_one_decision() {
+    let (store, mut pipeline) = pipeline(1000).await;
+    let what = || Claimed::Gpu("n1/PCIROOT(1)#PCI(0000)".parse().unwrap());
+    let name = |text: &str| PlacementName::new(text).unwrap();
+    let give = |from: &str, by| Change::Unclaim { what: what(), placement: name(from), uid: uid(by) };
+    let take = |to: &str, by| Change::Claim { what: what(), placement: name(to), uid: uid(by) };
+    pipeline.groups.add(&[take("b", 1)]).unwrap();
+    drain(&store, &mut pipeline).await;
+    for (changes, owner, by) in [
+        (vec![give("b", 1), take("c", 2)], "c", 2),
+        // Changes come in the order of names.
+        (vec![take("a", 3), give("c", 2)], "a", 3),
+    ] {
+        pipeline.groups.add(&changes).unwrap();
+        drain(&store, &mut pipeline).await;
+        let stored = store.get("berth/v1/claims/gpu/n1/PCIROOT(1)#PCI(0000)").await.unwrap().unwrap();
+        assert_eq!(stored.value, record::claim(&name(owner), &uid(by)));
+    }
+    pipeline.groups.add(&[give("b", 1), take("d", 4)]).unwrap();
+    pipeline.dispatch();
+    assert!(
+        matches!(pipeline.next().await, Some(Err(CommitError::Precondition { .. }))),
+        "what somebody else owns is not handed on"
+    );
+}
