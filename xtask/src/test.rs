@@ -18,6 +18,8 @@ pub(crate) enum Part {
     /// The contract that every store passes, and kill -9 during writes; leadership, logins and trouble on etcd. Needs an
     /// etcd server for those on etcd.
     Store,
+    /// TLS: who is let in and what each side is told, with certificates made on the spot. Needs nothing.
+    Tls,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
     /// The real binaries. Needs Python 3 with pip for one test and ../shared/data/openb for another.
@@ -26,12 +28,13 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 4] = [Self::Unit, Self::Store, Self::Faults, Self::EndToEnd];
+    const ALL: [Self; 5] = [Self::Unit, Self::Store, Self::Tls, Self::Faults, Self::EndToEnd];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Store => "store",
+            Self::Tls => "tls",
             Self::Faults => "faults",
             Self::EndToEnd => "e2e",
         }
@@ -41,7 +44,7 @@ impl Part {
         match self {
             Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
             Self::Store => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
-            Self::Faults => "the Rust toolchain",
+            Self::Tls | Self::Faults => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
         }
     }
@@ -50,6 +53,7 @@ impl Part {
     fn of(package: &str, test: &str) -> Self {
         match (package, test) {
             ("berth-store", _) | ("berth-tests", "etcd") => Self::Store,
+            ("berth-tls", _) | ("berth", "tls") => Self::Tls,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "e2e") => Self::EndToEnd,
             _ => Self::Unit,
@@ -118,11 +122,11 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             tally += cargo::test(&["--doc"], &[])?;
             tally += tool("clippy", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         }
-        Part::Store | Part::Faults | Part::EndToEnd if choice.is_empty() => {
+        Part::Store | Part::Tls | Part::Faults | Part::EndToEnd if choice.is_empty() => {
             anyhow::bail!("there is no test for this part");
         }
         Part::Store => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
-        Part::Faults => tally += cargo::test(&choice, &[])?,
+        Part::Tls | Part::Faults => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build_berth()?;
