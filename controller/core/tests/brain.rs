@@ -679,6 +679,26 @@ fn a_new_leader_knows_what_the_old_one_stored() {
 }
 
 #[test]
+fn what_an_agent_did_while_no_controller_was_there_is_not_late() {
+    let mut f = Fixture::with_node(1);
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    f.create(request("p1", "web", 1)).unwrap();
+    let generation = f.brain.desired(&node_name("n1")).unwrap().generation;
+    // An hour without a controller. The agent has long finished, and the VM runs.
+    f.now = f.now.after(Duration::from_secs(3600));
+    let nodes = f.nodes.values().map(|n| StoredNode::clone(n)).collect();
+    let placements = f.placements.values().map(|p| Placement::clone(p)).collect();
+    f.brain = Brain::load(2, Limits::default(), nodes, placements, f.now).unwrap();
+    assert_eq!(f.brain.decide(f.now, Input::Tick).unwrap().changes, []);
+    f.now = f.now.after(Duration::from_secs(5));
+    f.connect("n1");
+    let uid = f.get("p1").uid.clone();
+    let progress = Progress { generation, uid, report: StepReport::Satisfied };
+    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) });
+    assert_eq!(f.get("p1").phase, Phase::Active);
+}
+
+#[test]
 fn history_is_bounded_and_names_can_be_used_again() {
     let mut f = Fixture::with_node(1);
     for round in 0..8 {
@@ -690,6 +710,21 @@ fn history_is_bounded_and_names_can_be_used_again() {
     assert_eq!(f.brain.world().placement_count(), 3);
     let again = f.create(Draft { request_id: "another".into(), ..request("p7", "web", 1) }).unwrap();
     assert_eq!((again.phase.name(), again.version), ("Held", 3));
+}
+
+#[test]
+fn what_ends_is_stored_before_it_is_forgotten() {
+    let mut f = Fixture::new();
+    f.brain = Brain::load(1, Limits { history: 0, ..Limits::default() }, vec![], vec![], f.now).unwrap();
+    f.connect("n1");
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![]);
+    f.create(Draft { hold: Some(Duration::from_secs(60)), ..request("p1", "web", 1) }).unwrap();
+    f.now = f.now.after(Duration::from_secs(60));
+    let ended = f.input(Input::Tick);
+    let stored = ended.changes.iter().any(|change| matches!(change, Change::PutPlacement(p) if p.phase.is_over()));
+    assert!(stored, "why it ended is told by nothing: {:?}", ended.changes);
+    let forgotten = f.input(Input::Tick);
+    assert!(matches!(forgotten.changes.as_slice(), [Change::Unclaim { .. }, Change::RemovePlacement { .. }]));
 }
 
 #[test]

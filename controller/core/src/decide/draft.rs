@@ -46,6 +46,11 @@ impl Draft {
         }
     }
 
+    /// Whether this decision changes a placement.
+    pub(super) fn touches(&self, name: &PlacementName) -> bool {
+        self.before.contains_key(name)
+    }
+
     /// Whether this decision may change yet another placement.
     pub(super) fn has_room(&self) -> bool {
         self.before.len() < MAX_PLACEMENTS

@@ -104,6 +104,10 @@ impl Brain {
             if !draft.has_room() || !(old || self.history_is_full()) {
                 return;
             }
+            // What ends in this very decision must be stored once, or nobody could ever learn why it ended.
+            if draft.touches(&name) {
+                return;
+            }
             self.remove(draft, &name);
         }
     }
