@@ -168,9 +168,8 @@ fn next(from: &mut impl Read, records: u64) -> Result<Option<BackupPart>, Error>
         return Err(Error::NotAPart(format!("a part of {length} bytes, at most {MAX_PART_BYTES} are possible")));
     }
     let mut bytes = vec![0; length];
-    from.read_exact(&mut bytes).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Error::CutOff { records },
-        _ => Error::Io(error),
+    from.read_exact(&mut bytes).map_err(|error| {
+        if error.kind() == io::ErrorKind::UnexpectedEof { Error::CutOff { records } } else { Error::Io(error) }
     })?;
     let part = BackupPart::decode(bytes.as_slice()).map_err(|error| Error::NotAPart(error.to_string()))?;
     // What this version does not know would be lost on the way, and the hash would not fit for that reason.

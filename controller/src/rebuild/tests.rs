@@ -156,13 +156,13 @@ fn nothing_is_written_while_an_agent_has_not_told() {
     let options = |nodes| Options { wait: Duration::from_secs(30), nodes, yes: true };
     let whole = heard("n1", &[]);
     let silent = Heard { holdings: None, ..heard("n2", &[]) };
-    assert!(judge(&[whole.clone()], &options(Some(1))).is_ok());
+    assert!(judge(std::slice::from_ref(&whole), &options(Some(1))).is_ok());
     let check = |heard: &[Heard], nodes, why: &str| {
         let error = judge(heard, &options(nodes)).unwrap_err().to_string();
         assert!(error.contains(why), "{why}: {error}");
     };
     check(&[], None, "no agent came within 30 s");
-    check(&[whole.clone()], Some(2), "1 of 2 nodes");
+    check(std::slice::from_ref(&whole), Some(2), "1 of 2 nodes");
     check(&[whole, silent], None, "n2 (agent 0.1.0)");
 }
 
