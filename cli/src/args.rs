@@ -143,6 +143,9 @@ pub struct Dev {
     /// Where store, ledgers and simulated hosts are kept. Default: a temporary directory, removed at the end.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Keep the truth in this etcd cluster, its members separated by commas, instead of a file.
+    #[arg(long, value_name = "ENDPOINT", value_delimiter = ',')]
+    pub etcd: Vec<String>,
     /// How long each step on a simulated host takes; without it, what the fleet file says, else nearly nothing.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub step_delay: Option<Duration>,

@@ -48,6 +48,8 @@ pub struct Options {
     pub step_delay: Option<Duration>,
     /// Whether VMs of holds are created.
     pub provision: bool,
+    /// Members of an etcd cluster to keep the truth in; none means a file in the data directory.
+    pub etcd: Vec<String>,
 }
 
 /// A whole Berth at work.
@@ -71,7 +73,7 @@ type Hosts = Arc<BTreeMap<NodeName, Arc<DevHost>>>;
 /// # Errors
 /// What keeps any of them from starting; nothing runs then.
 pub async fn start(options: Options) -> Result<Running, Error> {
-    let Options { fleet, listen, data_dir, step_delay, provision } = options;
+    let Options { fleet, listen, data_dir, step_delay, provision, etcd } = options;
     let failed = |what: &dyn std::fmt::Display, error: anyhow::Error| Error::Dev(format!("{what}: {error:#}"));
     // Each agent takes two sockets and a file or two; the usual limit of 1,024 would end at 300 nodes.
     #[cfg(unix)]
@@ -90,6 +92,10 @@ pub async fn start(options: Options) -> Result<Running, Error> {
     let hosts: Hosts = Arc::new(hosts);
 
     let mut config = controller::config::Config { listen, data_dir: data_dir.join("store"), ..Default::default() };
+    if !etcd.is_empty() {
+        config.store = controller::config::StoreKind::Etcd;
+        config.etcd.endpoints = etcd;
+    }
     if hosts.len() <= SMALL {
         config.observe = LOOK_OFTEN;
     }

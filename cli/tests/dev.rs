@@ -23,6 +23,7 @@ async fn dev_with(data_dir: &Path, provision: bool) -> Running {
         data_dir: data_dir.to_owned(),
         step_delay: Some(Duration::ZERO),
         provision,
+        etcd: Vec::new(),
     };
     let running = start(options).await.unwrap();
     running.ready(Duration::from_secs(30), &mut Progress::silent()).await.unwrap();
@@ -109,6 +110,7 @@ async fn a_data_directory_in_use_is_refused() {
         data_dir: dir.path().to_owned(),
         step_delay: None,
         provision: false,
+        etcd: Vec::new(),
     };
     let Err(error) = start(again).await else { panic!("two controllers share a store") };
     let text = error.to_string();
@@ -136,7 +138,8 @@ async fn a_smaller_fleet_on_the_same_data_says_what_is_missing() {
     dev(dir.path()).await.stop().await;
     let fleet = fleet::standard(2).unwrap();
     let listen = "127.0.0.1:0".parse().unwrap();
-    let options = Options { fleet, listen, data_dir: dir.path().to_owned(), step_delay: None, provision: true };
+    let options =
+        Options { fleet, listen, data_dir: dir.path().to_owned(), step_delay: None, provision: true, etcd: Vec::new() };
     let running = start(options).await.unwrap();
     running.ready(Duration::from_secs(30), &mut Progress::silent()).await.unwrap();
     assert_eq!(running.left_out(), 1);

@@ -17,6 +17,7 @@ use berth_model::{NodeName, Timestamp};
 use berth_store::Store;
 use berth_store::embedded::{Embedded, OpenError};
 use berth_store::memory::Memory;
+use berth_store_etcd::{ConnectError, Etcd};
 use berth_telemetry::names;
 use berth_tls::files;
 use berth_tls::server::Acceptor;
@@ -44,6 +45,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// etcd cannot be used.
+    #[error(transparent)]
+    Etcd(#[from] ConnectError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -168,6 +172,7 @@ pub(crate) async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartE
             tracing::warn!("the store is in memory: nothing survives this process");
             Ok(Arc::new(Memory::new()))
         }
+        StoreKind::Etcd => Ok(Arc::new(Etcd::connect(config.etcd.clone()).await?)),
         StoreKind::Embedded => {
             let dir = config.data_dir.clone();
             // Recovery after a crash reads the whole file.

@@ -5,6 +5,7 @@
 
 use crate::{rebuild, restore};
 use berth_core::decide::Limits;
+use berth_store_etcd::ConnectError;
 use berth_telemetry as telemetry;
 use berth_tls::{Pair, server};
 use clap::{Parser, Subcommand};
@@ -25,17 +26,20 @@ pub enum StoreKind {
     Embedded,
     /// Memory: nothing survives the process.
     Memory,
+    /// An etcd cluster: several controllers, of which one leads.
+    Etcd,
 }
 
 impl StoreKind {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::Embedded, Self::Memory];
+    pub const ALL: [Self; 3] = [Self::Embedded, Self::Memory, Self::Etcd];
 
     /// Stable name, as in configuration files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
             Self::Memory => "memory",
+            Self::Etcd => "etcd",
         }
     }
 }
@@ -54,6 +58,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Which store.
     pub store: StoreKind,
+    /// How etcd is reached, where it is the store.
+    pub etcd: berth_store_etcd::Options,
     /// The brain's bounds and times.
     pub limits: Limits,
     /// Between two heartbeats of an agent that has nothing else to say.
@@ -74,6 +80,7 @@ impl Default for Config {
             tls: Tls::default(),
             data_dir: default_data_dir(),
             store: StoreKind::Embedded,
+            etcd: berth_store_etcd::Options::default(),
             limits: Limits::default(),
             // A dead agent is noticed after three of them, and 10,000 agents send 1,000 a second.
             heartbeat: Duration::from_secs(10),
@@ -232,9 +239,12 @@ struct Flags {
     /// Directory of the embedded store.
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<String>,
-    /// Store: embedded or memory.
+    /// Store: embedded, memory or etcd.
     #[arg(long, global = true, value_name = "NAME")]
     store: Option<String>,
+    /// Members of the etcd cluster, separated by commas; makes etcd the store.
+    #[arg(long, global = true, value_name = "ENDPOINTS")]
+    etcd: Option<String>,
     /// Form of the log: human or json.
     #[arg(long, global = true, value_name = "FORM")]
     log_format: Option<String>,
@@ -316,6 +326,14 @@ const SETTINGS: &[Setting] = &[
     Setting { name: "tls.client_ca", take: |s, v| put(&mut s.controller.tls.client_ca, path(v).map(Some)) },
     Setting { name: "data_dir", take: |s, v| put(&mut s.controller.data_dir, path(v)) },
     Setting { name: "store", take: |s, v| put(&mut s.controller.store, store(v)) },
+    Setting { name: "etcd.endpoints", take: |s, v| put(&mut s.controller.etcd.endpoints, endpoints(v)) },
+    Setting { name: "etcd.ca", take: |s, v| put(&mut s.controller.etcd.ca, path(v).map(Some)) },
+    Setting { name: "etcd.cert", take: |s, v| put(&mut s.controller.etcd.cert, path(v).map(Some)) },
+    Setting { name: "etcd.key", take: |s, v| put(&mut s.controller.etcd.key, path(v).map(Some)) },
+    Setting { name: "etcd.user", take: |s, v| put(&mut s.controller.etcd.user, text(v).map(Some)) },
+    Setting { name: "etcd.password_file", take: |s, v| put(&mut s.controller.etcd.password_file, path(v).map(Some)) },
+    Setting { name: "etcd.prefix", take: |s, v| put(&mut s.controller.etcd.prefix, Ok(v.to_owned())) },
+    Setting { name: "etcd.lease_ttl", take: |s, v| put(&mut s.controller.etcd.lease_ttl, duration(v)) },
     Setting { name: "commit_deadline", take: |s, v| put(&mut s.controller.commit_deadline, duration(v)) },
     Setting { name: "check_interval", take: |s, v| put(&mut s.controller.check_interval, duration(v)) },
     Setting { name: "agents.heartbeat", take: |s, v| put(&mut s.controller.heartbeat, duration(v)) },
@@ -360,6 +378,14 @@ fn store(text: &str) -> Result<StoreKind, String> {
         .into_iter()
         .find(|kind| kind.name() == text)
         .ok_or_else(|| format!("{text:?} is not one of: {known}"))
+}
+
+fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+fn endpoints(text: &str) -> Result<Vec<String>, String> {
+    text.split(',').map(|endpoint| self::text(endpoint.trim())).collect()
 }
 
 /// Longest of any of the times: a month. Longer ones are slips of a unit.
@@ -441,6 +467,22 @@ impl Config {
             );
             return Err(Problem { setting: "listen".to_owned(), why });
         }
+        self.check_etcd()
+    }
+
+    fn check_etcd(&self) -> Result<(), Problem> {
+        if self.store == StoreKind::Etcd {
+            return self.etcd.check().map_err(|error| match error {
+                ConnectError::Setting { setting, why } => Problem { setting: format!("etcd.{setting}"), why },
+                error @ (ConnectError::Read { .. } | ConnectError::Unreachable { .. }) => {
+                    Problem { setting: "etcd".to_owned(), why: error.to_string() }
+                }
+            });
+        }
+        if self.etcd != berth_store_etcd::Options::default() {
+            let why = format!("has settings, but store is {}: set store = \"etcd\" or remove them", self.store.name());
+            return Err(Problem { setting: "etcd".to_owned(), why });
+        }
         Ok(())
     }
 }
@@ -461,6 +503,7 @@ fn from_flags(flags: Flags, problems: &mut Vec<Problem>) -> Layer {
         tls_client_ca,
         data_dir,
         store,
+        etcd,
         log_format,
         log_filter,
         set,
@@ -472,7 +515,9 @@ fn from_flags(flags: Flags, problems: &mut Vec<Problem>) -> Layer {
         ("tls.key", "--tls-key", tls_key),
         ("tls.client_ca", "--tls-client-ca", tls_client_ca),
         ("data_dir", "--data-dir", data_dir),
-        ("store", "--store", store),
+        // Naming etcd's members is choosing it, unless --store says otherwise.
+        ("store", "--store", store.or_else(|| etcd.as_ref().map(|_| StoreKind::Etcd.name().to_owned()))),
+        ("etcd.endpoints", "--etcd", etcd),
         ("log.format", "--log-format", log_format),
         ("log.filter", "--log-filter", log_filter),
     ];
@@ -518,6 +563,10 @@ fn from_environment(
     (layer, config)
 }
 
+/// Settings that name files and folders.
+const FILES: [&str; 8] =
+    ["data_dir", "tls.cert", "tls.key", "tls.client_ca", "etcd.ca", "etcd.cert", "etcd.key", "etcd.password_file"];
+
 fn from_file(path: &Path, problems: &mut Vec<Problem>) -> Result<Layer, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let table: toml::Table = toml::from_str(&text)
@@ -526,7 +575,7 @@ fn from_file(path: &Path, problems: &mut Vec<Problem>) -> Result<Layer, Error> {
     flatten("", table, &mut layer, problems);
     // What a file names lies beside that file, wherever the controller was started.
     let here = path.parent().unwrap_or(Path::new(""));
-    for name in ["data_dir", "tls.cert", "tls.key", "tls.client_ca"] {
+    for name in FILES {
         let Some((_, value)) = layer.get_mut(name).filter(|(_, value)| !value.is_empty()) else { continue };
         match here.join(&*value).into_os_string().into_string() {
             Ok(joined) => *value = joined,
@@ -548,6 +597,10 @@ fn flatten(prefix: &str, table: toml::Table, layer: &mut Layer, problems: &mut V
             toml::Value::Table(table) => {
                 flatten(&format!("{name}."), table, layer, problems);
                 continue;
+            }
+            // A list is written as flags and variables write it.
+            toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => {
+                list.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
             }
             toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) => {
                 problems
@@ -614,10 +667,10 @@ mod tests {
                 limits.hold: "1 parsec" is not a time such as 500ms, 30s, 10m or 48h
                 limits.queued: "0" is not a number from 1 on
                 limits.release: "0s" is not from 10ms to 31 days
-                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
                 BERTH_CONTROLLER_LISTEN: "here" is not of the form IP:PORT, such as 127.0.0.1:7600
-                --set heartbeat: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
-                --store: "etc" is not one of: embedded, memory"#]],
+                --set heartbeat: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                --store: "etc" is not one of: embedded, memory, etcd"#]],
         );
     }
 
@@ -676,6 +729,41 @@ mod tests {
         assert!(settings.controller.data_dir.is_absolute() && settings.controller.data_dir.ends_with("data"));
         let settings = resolve(&["--data-dir", "data"], &[], Some("data_dir = 'other'")).unwrap();
         assert_eq!(settings.controller.data_dir, Path::new("data"));
+    }
+
+    #[test]
+    fn etcd_is_a_store_with_settings_of_its_own() {
+        let file =
+            "store = 'etcd'\n[etcd]\nendpoints = ['https://a:2379', 'b:2379']\nca = 'ca.pem'\nlease_ttl = '5s'\n";
+        let Config { store, etcd, .. } = resolve(&[], &[], Some(file)).unwrap().controller;
+        assert_eq!((store, etcd.lease_ttl), (StoreKind::Etcd, Duration::from_secs(5)));
+        assert_eq!(etcd.endpoints, ["https://a:2379", "b:2379"]);
+        assert!(etcd.ca.unwrap().is_absolute(), "what a file names lies beside it");
+        let Config { store, etcd, .. } = resolve(&["--etcd", "a:1,b:1"], &[], None).unwrap().controller;
+        assert_eq!((store, etcd.endpoints.len()), (StoreKind::Etcd, 2));
+        for (flags, file, expected) in [
+            (vec!["--store", "etcd"], "", "etcd.endpoints: name at least one, such as http://127.0.0.1:2379"),
+            (
+                vec![],
+                "etcd.endpoints = ['a:1']",
+                "etcd: has settings, but store is embedded: set store = \"etcd\" or remove them",
+            ),
+            (vec!["--etcd", "a:1"], "etcd.user = 'u'", "etcd.user: needs password_file"),
+            (
+                vec!["--etcd", "a:1", "--set", "etcd.lease_ttl=1s"],
+                "",
+                "etcd.lease_ttl: must be whole seconds from 2s to 300s",
+            ),
+            (
+                vec!["--etcd", "a:1,,b:1"],
+                "",
+                "--etcd: is empty\netcd.endpoints: name at least one, such as http://127.0.0.1:2379",
+            ),
+        ] {
+            assert_eq!(resolve(&flags, &[], Some(file)).unwrap_err().to_string(), expected);
+        }
+        let text = resolve(&["--etcd", "a:1"], &[], Some("etcd.endpoint = 'a:1'")).unwrap_err().to_string();
+        assert!(text.starts_with("etcd.endpoint: no such setting"), "{text}");
     }
 
     #[test]

@@ -368,6 +368,14 @@ impl Dev {
         self.process.log()
     }
 
+    /// Waits for it to end by itself; none when it goes on.
+    ///
+    /// # Errors
+    /// When its state cannot be asked for.
+    pub fn ended_within(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        self.process.ended_within(limit)
+    }
+
     /// Ends it as a crash would.
     ///
     /// # Errors

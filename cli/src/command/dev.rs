@@ -19,7 +19,7 @@ const LOG: &str = "warn";
 /// # Errors
 /// What keeps it from starting, or makes it fail.
 pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
-    let Dev { nodes, fleet, listen, data_dir, step_delay, provision } = args;
+    let Dev { nodes, fleet, listen, data_dir, etcd, step_delay, provision } = args;
     let fleet = match &fleet {
         Some(file) => fleet::read(file)?,
         None => fleet::standard(nodes)?,
@@ -37,7 +37,8 @@ pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
     let gpus: usize = fleet.nodes.iter().map(|node| node.gpus.len()).sum();
     let what = format!("{} simulated nodes with {gpus} GPUs", fleet.nodes.len());
     let provision = provision == Provision::Auto;
-    let options = Options { fleet, listen, data_dir: data_dir.clone(), step_delay, provision };
+    let truth = etcd.join(", ");
+    let options = Options { fleet, listen, data_dir: data_dir.clone(), step_delay, provision, etcd };
     let mut running = {
         let mut progress = Progress::stderr();
         progress.say(format!("starting a controller and {what}"));
@@ -59,7 +60,7 @@ pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
         }
         running
     };
-    let printed = greet(&running, &what, temporary.is_some(), &data_dir, provision, out);
+    let printed = greet(&running, &what, &truth, temporary.is_some(), &data_dir, provision, out);
     let failed = match printed {
         Ok(()) => tokio::select! {
             error = running.failed() => Some(error),
@@ -74,6 +75,7 @@ pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
 fn greet(
     running: &dev::Running,
     what: &str,
+    etcd: &str,
     temporary: bool,
     data_dir: &std::path::Path,
     provision: bool,
@@ -85,6 +87,9 @@ fn greet(
         out.line(format_args!("Data is in {}, removed at the end; --data-dir keeps it.", data_dir.display()))?;
     } else {
         out.line(format_args!("Data is in {}.", data_dir.display()))?;
+    }
+    if !etcd.is_empty() {
+        out.line(format_args!("What is decided is in etcd at {etcd}."))?;
     }
     match running.left_out() {
         0 => {}

@@ -9,6 +9,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod data_dir;
+mod etcd;
 mod http;
 mod openb;
 mod python;
