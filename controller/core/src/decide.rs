@@ -171,6 +171,8 @@ pub struct Brain {
     world: World,
     term: u64,
     limits: Limits,
+    /// When it was loaded.
+    since: Timestamp,
     /// Room may have appeared since the queue was last gone through.
     room: bool,
     /// How far the present pass through the queue has come.
@@ -209,7 +211,7 @@ impl Brain {
             }
             world.put_placement(placement);
         }
-        Ok(Self { world, term, limits, room: false, pass: None, waiting_vms: BTreeSet::new() })
+        Ok(Self { world, term, limits, since: now, room: false, pass: None, waiting_vms: BTreeSet::new() })
     }
 
     /// Everything known, decisions not yet committed included.
@@ -233,7 +235,7 @@ impl Brain {
             return Some(Timestamp::default());
         }
         let forget = self.world.over().next().map(|(since, _)| since.after(self.limits.history_age));
-        self.world.next_deadline().into_iter().chain(forget).min()
+        self.next_end().into_iter().chain(forget).min()
     }
 
     /// Decides. The world is as if the decision were committed.

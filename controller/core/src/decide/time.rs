@@ -2,14 +2,19 @@
 
 use super::Brain;
 use super::draft::Draft;
+use crate::desired;
 use crate::lifecycle::Event;
 use crate::schedule;
-use berth_model::PlacementName;
 use berth_model::placement::{FailureReason, Phase, Placement};
+use berth_model::{PlacementName, Timestamp};
+use std::time::Duration;
 
 /// Queued placements looked at in one tick: some hundred microseconds each when nothing fits, so that callers never wait
 /// longer than a few milliseconds behind them.
 const QUEUE_LOOKS: usize = 32;
+/// How long agents get, after a leader has taken over, to tell what they did before any of it counts as late. They are
+/// back within some seconds of a controller's return, and look at their hosts at once.
+const RECONNECT: Duration = Duration::from_secs(60);
 /// Forgotten in one tick: two writes each.
 const FORGETS: usize = super::draft::MAX_PLACEMENTS;
 
@@ -24,7 +29,13 @@ impl Brain {
     }
 
     fn end_phases(&mut self, draft: &mut Draft) {
-        let due: Vec<_> = self.world.due(draft.now).take(super::draft::MAX_PLACEMENTS).cloned().collect();
+        let due: Vec<_> = self
+            .world
+            .due(draft.now)
+            .filter(|name| self.end_of(name) <= Some(draft.now))
+            .take(super::draft::MAX_PLACEMENTS)
+            .cloned()
+            .collect();
         for name in due {
             if !draft.has_room() {
                 return;
@@ -34,6 +45,21 @@ impl Brain {
                 self.happen(draft, &name, &event, |_| {});
             }
         }
+    }
+
+    /// When a placement's phase ends by itself. Agents go on while no controller is there: what they did meanwhile
+    /// they may tell first.
+    fn end_of(&self, name: &PlacementName) -> Option<Timestamp> {
+        let phase = &self.world.placement(name)?.phase;
+        let until = phase.deadline()?;
+        let heard = self.since.after(RECONNECT);
+        Some(if desired::intent(phase).is_some() { until.max(heard) } else { until })
+    }
+
+    /// When the next phase ends by itself.
+    pub(super) fn next_end(&self) -> Option<Timestamp> {
+        let early = self.world.due(self.since.after(RECONNECT)).filter_map(|name| self.end_of(name)).min();
+        early.or_else(|| self.world.next_deadline())
     }
 
     fn lateness(&self, placement: &Placement) -> FailureReason {
