@@ -34,7 +34,7 @@ fn the_whole_cluster_connects_and_both_pod_lists_run_through() -> anyhow::Result
     let connected = begun.elapsed();
     assert!(connected <= CONNECTED, "{NODES} nodes took {connected:?}");
 
-    for (list, args) in [(&default, &[][..]), (&by_model, &["--drain"])] {
+    for (list, args) in [(&default, &["--drain"][..]), (&by_model, &["--keep", "--wait-active"])] {
         let mut replay = other(env!("CARGO_BIN_EXE_replay"));
         replay.args([list.as_str(), "--endpoint", &dev.endpoint, "-o", "json"]).args(args);
         let report = run_within(REPLAYED, replay)?.expect(0)?.json()?;
