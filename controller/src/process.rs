@@ -5,6 +5,8 @@ use crate::config::{Config, Settings, StoreKind, Task};
 use crate::console::Console;
 use crate::{app, leader, rebuild, restore};
 use anyhow::Context as _;
+#[cfg(unix)]
+use berth_telemetry::names;
 use berth_store::Store;
 use std::io::{BufReader, stdin, stdout};
 use std::sync::Arc;
@@ -47,6 +49,11 @@ async fn lasting_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 async fn control(config: Config) -> anyhow::Result<()> {
+    // Each agent takes a connection; the usual limit of 1,024 files would end at a thousand nodes.
+    #[cfg(unix)]
+    if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
+        tracing::warn!({ names::ERROR } = %error, "the limit on open files stays as it is");
+    }
     let mut running = app::start(config).await?;
     let outcome = tokio::select! {
         signal = told_to_stop() => signal.context("cannot wait for signals"),

@@ -295,12 +295,15 @@ impl Session {
 
 /// An encrypted session is never followed by one in plain text, whoever says so.
 fn never_weaker(endpoint: &Uri, end: End) -> End {
-    match end {
-        End::Redirected(leader) if tls::is_encrypted(endpoint) && !tls::is_encrypted(&leader) => End::Lost(format!(
+    if let End::Redirected(leader) = &end
+        && tls::is_encrypted(endpoint)
+        && !tls::is_encrypted(leader)
+    {
+        return End::Lost(format!(
             "the controller names a leader that is to be dialled in plain text ({leader}); that is not followed"
-        )),
-        end => end,
+        ));
     }
+    end
 }
 
 fn say(news: &News) -> Say {

@@ -5,7 +5,7 @@ use crate::explain::{self, Side};
 use crate::files::{self, Error, Pair};
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -69,6 +69,9 @@ impl Files {
             .with_client_cert_verifier(clients)
             .with_single_cert(identity.chain, identity.key)
             .map_err(|error| bad(&self.own.cert, &error))?;
+        // A resumed session would carry a certificate past its end, and past a change of the CA.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
         Ok(Serving { config: Arc::new(config), certificate: identity.certificate, contents })
     }
