@@ -10,7 +10,8 @@ mod checks;
 mod scene;
 mod session;
 
-use accidents::Accidents;
+use crate::agenda::Agenda;
+use crate::behind::Behind;
 use berth_agent_core::ledger::Ledger;
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::HostView;
@@ -24,8 +25,7 @@ use berth_node_agent::driver::sim::{Host, Outcome, Rates};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use session::{Session, ToAgent, ToController};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -144,32 +144,6 @@ enum Event {
     Accident,
 }
 
-/// Events in order of time, then of their making.
-#[derive(Debug, Default)]
-struct Agenda {
-    heap: BinaryHeap<Reverse<(Timestamp, u64)>>,
-    events: BTreeMap<u64, Event>,
-    made: u64,
-}
-
-impl Agenda {
-    fn add(&mut self, at: Timestamp, event: Event) {
-        self.made += 1;
-        self.heap.push(Reverse((at, self.made)));
-        self.events.insert(self.made, event);
-    }
-
-    /// When the next thing happens. Looking does not take it out: what is put back would lose its turn.
-    fn next_at(&self) -> Option<Timestamp> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
-    }
-
-    fn next(&mut self) -> Option<(Timestamp, Event)> {
-        let Reverse((at, number)) = self.heap.pop()?;
-        Some((at, self.events.remove(&number)?))
-    }
-}
-
 #[derive(Debug)]
 struct Log {
     verbose: bool,
@@ -194,10 +168,10 @@ struct Run {
     rng: StdRng,
     now: Timestamp,
     trouble: bool,
-    agenda: Agenda,
+    agenda: Agenda<Event>,
     node: NodeName,
     host: Host,
-    accidents: Accidents,
+    behind: Behind,
     // The agent: what dies with it, and what does not.
     work: Option<Work>,
     life: u32,
@@ -267,7 +241,7 @@ impl Run {
             agenda,
             node,
             host,
-            accidents: Accidents::default(),
+            behind: Behind::default(),
             work: None,
             life: 0,
             ledger: Ledger::default(),
@@ -439,10 +413,10 @@ impl Run {
             }
         }
         if let Some(report) = todo.inventory {
-            self.to_controller(ToController::Report(report));
+            self.tell_controller(ToController::Report(report));
         }
         for progress in todo.progress {
-            self.to_controller(ToController::Progress(progress));
+            self.tell_controller(ToController::Progress(progress));
         }
         let life = self.life;
         if todo.look {

@@ -2,9 +2,13 @@
 //!
 //! Must never be a dependency of anything that ships.
 
+mod agenda;
+mod behind;
 pub mod config;
 pub mod etcd;
 pub mod faults;
 pub mod http;
 pub mod process;
 pub mod replay;
+mod scene;
+pub mod sim;

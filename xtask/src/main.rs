@@ -18,7 +18,9 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
-       cargo xtask test [PART...]    run all tests, or only these parts: unit store faults e2e";
+       cargo xtask test [PART...]    run all tests, or only these parts: unit store faults sim e2e
+       cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
+                                                 the log of one";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
             Ok(parts) => test::run(&parts),
             Err(unknown) => usage(&unknown),
         },
+        ["sim", options @ ..] => report(sim(options)),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS
@@ -52,6 +55,14 @@ fn report(done: anyhow::Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The simulation, with these options.
+fn sim(options: &[&str]) -> anyhow::Result<()> {
+    let run = ["run", "--quiet", "--package", "berth-tests", "--bin", "sim", "--"];
+    let status = process::stream(cargo::cargo(&[&run, options].concat()), |_| ())?;
+    anyhow::ensure!(status.success(), "the simulation found something; see above");
+    Ok(())
 }
 
 /// The repository this program was built from.

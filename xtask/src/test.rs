@@ -22,13 +22,15 @@ pub(crate) enum Part {
     Tls,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
+    /// A whole Berth in virtual time with everything going wrong, from seeds. Needs nothing.
+    Sim,
     /// The real binaries. Needs Python 3 with pip for one test and ../shared/data/openb for another.
     EndToEnd,
 }
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 5] = [Self::Unit, Self::Store, Self::Tls, Self::Faults, Self::EndToEnd];
+    const ALL: [Self; 6] = [Self::Unit, Self::Store, Self::Tls, Self::Faults, Self::Sim, Self::EndToEnd];
 
     fn name(self) -> &'static str {
         match self {
@@ -36,6 +38,7 @@ impl Part {
             Self::Store => "store",
             Self::Tls => "tls",
             Self::Faults => "faults",
+            Self::Sim => "sim",
             Self::EndToEnd => "e2e",
         }
     }
@@ -44,7 +47,7 @@ impl Part {
         match self {
             Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
             Self::Store => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
-            Self::Tls | Self::Faults => "the Rust toolchain",
+            Self::Tls | Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
         }
     }
@@ -55,6 +58,7 @@ impl Part {
             ("berth-store", _) | ("berth-tests", "etcd") => Self::Store,
             ("berth-tls", _) | ("berth", "tls") => Self::Tls,
             ("berth-tests", "faults") => Self::Faults,
+            ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e") => Self::EndToEnd,
             _ => Self::Unit,
         }
@@ -122,11 +126,11 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             tally += cargo::test(&["--doc"], &[])?;
             tally += tool("clippy", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         }
-        Part::Store | Part::Tls | Part::Faults | Part::EndToEnd if choice.is_empty() => {
+        Part::Store | Part::Tls | Part::Faults | Part::Sim | Part::EndToEnd if choice.is_empty() => {
             anyhow::bail!("there is no test for this part");
         }
         Part::Store => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
-        Part::Tls | Part::Faults => tally += cargo::test(&choice, &[])?,
+        Part::Tls | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build_berth()?;

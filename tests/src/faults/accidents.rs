@@ -1,28 +1,17 @@
 //! What callers, people and accidents do, and what is remembered of it to judge the rest by.
 
-use super::{Broken, Event, Run, scene};
+use super::scene::VM_NAMES;
+use super::{Broken, Event, Run};
+use crate::scene;
 use berth_core::decide::Input;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::Phase;
 use berth_model::request::{Draft, PlacementRequest, ReturnTo, VerifyLevel};
-use berth_model::{PlacementName, Timestamp, VmId};
-use berth_node_agent::driver::sim::{Card, LookFault};
+use berth_model::{PlacementName, VmId};
+use berth_node_agent::driver::sim::LookFault;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// What was done behind Berth's back.
-#[derive(Debug, Default)]
-pub(super) struct Accidents {
-    /// Devices that people gave to VMs, and when.
-    pub(super) by_hand: BTreeMap<(VmId, DeviceAddress), Timestamp>,
-    /// When cards were last taken out of a slot or put in.
-    pub(super) moved: BTreeMap<DeviceAddress, Timestamp>,
-    /// Cards that lie on the bench.
-    bench: BTreeMap<DeviceAddress, Card>,
-    strangers: u32,
-}
 
 impl Run {
     fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
@@ -57,7 +46,7 @@ impl Run {
         let draft = Draft {
             request_id: format!("r{number}"),
             name: format!("p{number}"),
-            vm: scene::vm_name(self.rng.random_range(0..scene::VM_NAMES)).to_string(),
+            vm: scene::vm_name(self.rng.random_range(0..VM_NAMES)).to_string(),
             gpus: self.rng.random_range(1..=2),
             models: self.pick(&models).unwrap_or_default(),
             queue: self.rng.random_ratio(1, 2).then_some(Duration::from_secs(90)),
@@ -100,10 +89,8 @@ impl Run {
                 self.agenda.add(at, Event::Connects { life });
             }
             (5, Some(vm), _) => {
-                self.say(|| format!("people  delete VM {vm}"));
-                let deleted = self.host.delete_vm(&vm);
-                deleted.map_err(|e| Broken(e.to_string()))?;
-                self.accidents.by_hand.retain(|(holder, _), _| *holder != vm);
+                let line = self.behind.delete_vm(&mut self.host, &vm);
+                self.say(|| format!("people  {line}"));
             }
             (6 | 7, _, _) => self.create_vm()?,
             (8, Some(vm), _) => {
@@ -120,14 +107,11 @@ impl Run {
                 self.say(|| format!("people  make VM {vm} clustered ({clustered}): {set:?}"));
             }
             (11, Some(vm), Some(gpu)) => {
-                let given = self.host.assign_by_hand(&vm, &gpu);
-                self.say(|| format!("people  GIVE {gpu} to VM {vm}: {given:?}"));
-                if given.is_ok() {
-                    self.accidents.by_hand.insert((vm, gpu), self.now);
-                }
+                let line = self.behind.give(&mut self.host, &vm, &gpu, self.now);
+                self.say(|| format!("people  {line}"));
             }
             (12, _, _) => {
-                let given: Vec<_> = self.accidents.by_hand.keys().cloned().collect();
+                let given = self.behind.given();
                 if let Some((vm, gpu)) = self.pick(&given) {
                     self.take_back_by_hand(&vm, &gpu);
                 }
@@ -135,7 +119,7 @@ impl Run {
             (13, _, Some(gpu)) => self.pull(&gpu),
             (14, _, Some(gpu)) => self.swap(&gpu),
             (15, _, _) => {
-                let absent: Vec<_> = self.accidents.bench.keys().cloned().collect();
+                let absent = self.behind.absent();
                 if let Some(gpu) = self.pick(&absent) {
                     self.put_back(&gpu);
                 }
@@ -155,9 +139,9 @@ impl Run {
 
     fn create_vm(&mut self) -> Result<(), Broken> {
         let names: Vec<_> = self.host.look().vms.into_values().map(|vm| vm.vm.name).collect();
-        let free: Vec<u32> = (0..scene::VM_NAMES).filter(|n| !names.contains(&scene::vm_name(*n))).collect();
+        let free: Vec<u32> = (0..VM_NAMES).filter(|n| !names.contains(&scene::vm_name(*n))).collect();
         if let Some(number) = self.pick(&free) {
-            let vm = scene::vm(&mut self.rng, number);
+            let vm = scene::vm(&mut self.rng, scene::vm_name(number));
             self.say(|| format!("people  create VM {} {}, {:?}, clustered {}", vm.name, vm.id, vm.state, vm.clustered));
             self.host.create_vm(vm).map_err(|e| Broken(e.to_string()))?;
         }
@@ -165,38 +149,24 @@ impl Run {
     }
 
     fn take_back_by_hand(&mut self, vm: &VmId, gpu: &DeviceAddress) {
-        let taken = self.host.unassign_by_hand(vm, gpu);
-        self.say(|| format!("people  take {gpu} back from VM {vm}: {taken:?}"));
-        self.accidents.by_hand.remove(&(vm.clone(), gpu.clone()));
+        let line = self.behind.take_back(&mut self.host, vm, gpu);
+        self.say(|| format!("people  {line}"));
     }
 
     fn pull(&mut self, gpu: &DeviceAddress) {
-        if self.accidents.bench.contains_key(gpu) {
-            return;
-        }
-        if let Some(card) = self.host.pull_card(gpu) {
-            self.say(|| format!("people  PULL the card at {gpu}"));
-            self.accidents.bench.insert(gpu.clone(), card);
-            self.accidents.moved.insert(gpu.clone(), self.now);
+        if let Some(line) = self.behind.pull(&mut self.host, gpu, self.now) {
+            self.say(|| format!("people  {line}"));
         }
     }
 
     fn swap(&mut self, gpu: &DeviceAddress) {
-        self.accidents.strangers += 1;
-        let stranger = scene::stranger(gpu, self.accidents.strangers);
-        self.say(|| format!("people  SWAP the card at {gpu} for {}", stranger.fingerprint()));
-        if let Some(card) = self.host.swap_card(gpu, stranger) {
-            // A stranger that was in the slot before is thrown away; the right card is kept.
-            self.accidents.bench.entry(gpu.clone()).or_insert(card);
-        }
-        self.accidents.moved.insert(gpu.clone(), self.now);
+        let line = self.behind.swap(&mut self.host, gpu, self.now);
+        self.say(|| format!("people  {line}"));
     }
 
     fn put_back(&mut self, gpu: &DeviceAddress) {
-        if let Some(card) = self.accidents.bench.remove(gpu) {
-            self.say(|| format!("people  put {} back into {gpu}", card.fingerprint()));
-            self.host.swap_card(gpu, card);
-            self.accidents.moved.insert(gpu.clone(), self.now);
+        if let Some(line) = self.behind.put_back(&mut self.host, gpu, self.now) {
+            self.say(|| format!("people  {line}"));
         }
     }
 
@@ -206,11 +176,11 @@ impl Run {
         self.say(|| "faults and accidents stop".to_owned());
         self.trouble = false;
         self.host.faults().clear();
-        for (vm, gpu) in self.accidents.by_hand.keys().cloned().collect::<Vec<_>>() {
+        for (vm, gpu) in self.behind.given() {
             self.take_back_by_hand(&vm, &gpu);
         }
         if self.rng.random() {
-            for gpu in self.accidents.bench.keys().cloned().collect::<Vec<_>>() {
+            for gpu in self.behind.absent() {
                 self.put_back(&gpu);
             }
         }
@@ -234,6 +204,6 @@ impl Run {
 
     /// Whether a slot's own card is not in it.
     pub(super) fn is_absent(&self, gpu: &DeviceAddress) -> bool {
-        self.accidents.bench.contains_key(gpu)
+        self.behind.is_absent(gpu)
     }
 }

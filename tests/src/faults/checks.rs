@@ -1,7 +1,6 @@
 //! What must be true at every moment, and what at the end.
 
 use super::{Begun, Broken, Run};
-use berth_agent_core::step::Step;
 use berth_agent_core::work::Start;
 use berth_core::invariants;
 use berth_model::gpu::{GpuState, HostDriver};
@@ -9,7 +8,6 @@ use berth_model::pci::DeviceAddress;
 use berth_model::placement::Phase;
 use berth_model::reason::Unavailable;
 use berth_model::vm::{VmDevice, VmSelector};
-use berth_model::{Timestamp, VmId};
 
 impl Run {
     /// After every event.
@@ -29,15 +27,7 @@ impl Run {
     }
 
     fn check_host(&self) -> Result<(), Broken> {
-        let view = self.host.look();
-        for address in view.gpus.keys().chain(view.companions.keys()) {
-            let holders: Vec<_> = view.holders(address).map(|vm| vm.vm.id.clone()).collect();
-            let ours = |vm: &&VmId| !self.accidents.by_hand.contains_key(&((*vm).clone(), address.clone()));
-            if holders.iter().filter(ours).count() > 1 {
-                return Err(Broken(format!("device {address} is in several VMs: {holders:?}")));
-            }
-        }
-        Ok(())
+        self.behind.check_host(&self.host).map_err(Broken)
     }
 
     /// Before a step begins: its placement owns what it touches, and no other does.
@@ -71,41 +61,9 @@ impl Run {
         Ok(())
     }
 
-    /// When a step takes effect: it must be right for the host as it is, unless people changed that behind its back.
+    /// When a step takes effect.
     pub(super) fn check_act(&self, begun: &Begun) -> Result<(), Broken> {
-        let step = &begun.start.step;
-        // Whether people changed something after the picture was taken that the step was decided from.
-        let is_surprise = |at: Option<&Timestamp>| at.is_some_and(|at| *at >= begun.pictured);
-        let Some(address) = step.device() else { return Ok(()) };
-        let mut holders = self.host.holders(address);
-        let other = match step {
-            Step::Attach { vm, .. } => holders.find(|holder| *holder != vm),
-            Step::Mount { .. } | Step::Enable { .. } | Step::Disable { .. } | Step::Dismount { .. } => holders.next(),
-            // Taking it out of the placement's own VM hurts nobody.
-            Step::Detach { .. }
-            | Step::DetachStale { .. }
-            | Step::MakeStandalone { .. }
-            | Step::StopVm { .. }
-            | Step::ConfigureVm { .. }
-            | Step::StartVm { .. }
-            | Step::Verify { .. }
-            | Step::RestoreVm { .. } => None,
-        };
-        if let Some(vm) = other {
-            let given = self.accidents.by_hand.get(&(vm.clone(), address.clone()));
-            let moved = self.accidents.moved.iter().find(|(gpu, _)| gpu.card() == address.card()).map(|(_, at)| at);
-            if !is_surprise(given) && !is_surprise(moved) {
-                return Err(Broken(format!("{step}, although VM {vm} has the device")));
-            }
-        }
-        let slot = self.accidents.moved.iter().find(|(gpu, _)| gpu.card() == address.card());
-        if let Some((gpu, moved)) = slot {
-            let record_only = matches!(step, Step::Detach { .. });
-            if self.is_absent(gpu) && !record_only && !is_surprise(Some(moved)) {
-                return Err(Broken(format!("{step}, although the card there is not the one that was chosen")));
-            }
-        }
-        Ok(())
+        self.behind.check_act(&self.host, &begun.start.step, begun.pictured).map_err(Broken)
     }
 
     /// What has not come to an end yet.
@@ -159,14 +117,13 @@ impl Run {
     pub(super) fn nothing_is_lost(&self) -> Result<(), Broken> {
         let view = self.host.look();
         for vm in view.vms.values() {
-            for device in &vm.vm.devices {
-                match device {
-                    VmDevice::At(address) => {
-                        return Err(Broken(format!("device {address} was left in VM {}", vm.vm.id)));
-                    }
-                    VmDevice::Stale => {
-                        return Err(Broken(format!("VM {} was left with a record of a device that is gone", vm.vm.id)));
-                    }
+            match vm.vm.devices.first() {
+                None => {}
+                Some(VmDevice::At(address)) => {
+                    return Err(Broken(format!("device {address} was left in VM {}", vm.vm.id)));
+                }
+                Some(VmDevice::Stale) => {
+                    return Err(Broken(format!("VM {} was left with a record of a device that is gone", vm.vm.id)));
                 }
             }
         }

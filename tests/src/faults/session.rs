@@ -79,7 +79,7 @@ impl Run {
         self.agenda.add(at, Event::ToAgent { session, message: ToAgent::Desired(desired) });
     }
 
-    pub(super) fn to_controller(&mut self, message: ToController) {
+    pub(super) fn tell_controller(&mut self, message: ToController) {
         if !self.session.open {
             return;
         }
