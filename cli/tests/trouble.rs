@@ -11,13 +11,12 @@ use berth::output::{Style, system_clock};
 use berth_controller as controller;
 use berth_controller::console::Console;
 use berth_controller::{rebuild, restore};
-use berth_model::{NodeName, Timestamp, VmId};
+use berth_model::{Timestamp, VmId};
 use berth_node_agent as agent;
 use berth_node_agent::driver::sim::{Delays, VmSpec};
 use berth_store::embedded::Embedded;
 use clap::Parser as _;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,12 +35,12 @@ struct Scene {
     dir: tempfile::TempDir,
     config: controller::config::Config,
     controller: Option<controller::app::Running>,
-    hosts: BTreeMap<NodeName, Arc<DevHost>>,
     agents: Vec<agent::Running>,
 }
 
 impl Scene {
-    async fn start() -> Self {
+    /// With these VMs from the beginning, each on its node.
+    async fn start(vms: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = controller::config::Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -50,20 +49,23 @@ impl Scene {
             observe: Duration::from_millis(500),
             ..Default::default()
         };
-        let mut scene = Self { dir, config, controller: None, hosts: BTreeMap::new(), agents: Vec::new() };
+        let mut scene = Self { dir, config, controller: None, agents: Vec::new() };
         scene.lead().await;
         let endpoint = agent::config::endpoint(&scene.endpoint()).unwrap();
         for spec in fleet::standard(NODES).unwrap().hosts() {
             let node = spec.node.clone();
             let dir = scene.dir.path().join(node.as_str());
             let host = Arc::new(DevHost::open(spec, Delays::default(), &dir).unwrap());
+            for (at, (_, name)) in vms.iter().enumerate().filter(|(_, (on, _))| *on == node.as_str()) {
+                let id = VmId::new(format!("8fce3318-aa0f-4de3-8664-{at:012}")).unwrap();
+                host.ensure_vm(VmSpec::new(id, name.parse().unwrap())).await.unwrap();
+            }
             let mut config = agent::config::Config::new(node.clone(), vec![endpoint.clone()], dir);
             let soon = Duration::from_millis(100);
             config.retry.first = soon;
             config.retry.longest = soon;
             config.retry.refused = soon;
-            scene.agents.push(agent::start(config, Arc::clone(&host) as _).await.unwrap());
-            scene.hosts.insert(node, host);
+            scene.agents.push(agent::start(config, host).await.unwrap());
         }
         scene.ready().await;
         scene
@@ -111,15 +113,6 @@ impl Scene {
             }
             tokio::task::yield_now().await;
         }
-    }
-
-    /// A VM of this name on a node, as somebody makes it.
-    async fn vm(&self, node: &str, number: u32, name: &str) {
-        let id = VmId::new(format!("8fce3318-aa0f-4de3-8664-{number:012}")).unwrap();
-        let host = &self.hosts[&node.parse::<NodeName>().unwrap()];
-        host.ensure_vm(VmSpec::new(id, name.parse().unwrap())).await.unwrap();
-        let seen = || async { self.run(&format!("get vms {name}")).await.0 == Exit::Done };
-        self.until(&format!("VM {name} is seen"), seen).await;
     }
 
     async fn run(&self, line: &str) -> (Exit, String) {
@@ -205,9 +198,7 @@ fn what_must_stay(placement: &Value) -> [Value; 4] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_taken_under_load_comes_back_and_agents_that_went_on_obey() {
-    let mut scene = Scene::start().await;
-    scene.vm("hv-01", 1, "render").await;
-    scene.vm("hv-02", 2, "later").await;
+    let mut scene = Scene::start(&[("hv-01", "render"), ("hv-02", "later")]).await;
     scene.good("place render --vm render --gpus 2 --wait --timeout 60s").await;
     let before = scene.placement("render").await;
 
@@ -269,9 +260,8 @@ async fn a_backup_taken_under_load_comes_back_and_agents_that_went_on_obey() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_store_is_made_anew_from_what_agents_hold() {
-    let mut scene = Scene::start().await;
-    for (number, node, name) in [(1, "hv-01", "one"), (2, "hv-02", "two"), (3, "hv-02", "gone")] {
-        scene.vm(node, number, name).await;
+    let mut scene = Scene::start(&[("hv-01", "one"), ("hv-02", "two"), ("hv-02", "gone")]).await;
+    for name in ["one", "two", "gone"] {
         scene.good(&format!("place {name} --vm {name} --gpus 2 --wait --timeout 60s")).await;
     }
     scene.good("release gone --wait --timeout 60s").await;
@@ -315,8 +305,7 @@ async fn a_lost_store_is_made_anew_from_what_agents_hold() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_that_lost_everything_is_obeyed_again() {
-    let mut scene = Scene::start().await;
-    scene.vm("hv-01", 1, "one").await;
+    let mut scene = Scene::start(&[("hv-01", "one")]).await;
     scene.good("place one --vm one --wait --timeout 60s").await;
     for _ in 0..2 {
         scene.stop_controller().await;
