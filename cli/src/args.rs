@@ -36,7 +36,7 @@ pub struct Cli {
 /// Flags that every verb takes.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Where the controller listens.
+    /// Where the controllers listen: one, or several with commas between them. When one cannot answer, the next is asked.
     #[arg(long, global = true, env = "BERTH_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "URL")]
     pub endpoint: String,
     /// Files for an endpoint that is https://.

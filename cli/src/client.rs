@@ -1,4 +1,5 @@
-//! The connection to the controller: one channel, a deadline for every call, and retries only where repeating is safe.
+//! The connection to the controllers: a channel to each, of which one is used; a deadline for every call, and retries
+//! only where repeating is safe. Any controller answers every call; when one cannot, the next one is asked.
 
 use crate::args::Tls;
 use crate::error::Error;
@@ -10,6 +11,8 @@ use berth_proto::v1::placements_client::PlacementsClient;
 use berth_tls::client::Connector;
 use std::error::Error as _;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tonic::transport::{Channel, Uri};
 use tonic::{Code, Request, Response, Status};
@@ -59,22 +62,39 @@ impl fmt::Display for Unsure {
     }
 }
 
-/// The controller, as callers see it.
-#[derive(Clone, Debug)]
-pub struct Client {
+/// One controller.
+#[derive(Debug)]
+struct Way {
     channel: Channel,
     /// Knows why TLS did not come about.
     connector: Option<Connector>,
     endpoint: String,
+}
+
+/// The controllers, as callers see them.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// At least one.
+    ways: Arc<[Way]>,
+    /// Counts up whenever a controller could not answer; all clones go on together.
+    turn: Arc<AtomicUsize>,
+    /// All endpoints, as they were given.
+    endpoints: String,
     deadline: Duration,
 }
 
 impl Client {
-    /// Prepares a connection; it comes about with the first call.
+    /// Prepares connections to one controller, or to several with commas between them; they come about with the first
+    /// call.
     ///
     /// # Errors
-    /// When `endpoint` is no URL, or a file for TLS is not named.
-    pub fn new(endpoint: &str, files: &Tls, deadline: Duration) -> Result<Self, Error> {
+    /// When one of `endpoints` is no URL, or a file for TLS is not named.
+    pub fn new(endpoints: &str, files: &Tls, deadline: Duration) -> Result<Self, Error> {
+        let ways = endpoints.split(',').map(|endpoint| Self::way(endpoint.trim(), files)).collect::<Result<_, _>>()?;
+        Ok(Self { ways, turn: Arc::default(), endpoints: endpoints.to_owned(), deadline })
+    }
+
+    fn way(endpoint: &str, files: &Tls) -> Result<Way, Error> {
         let bad = |why: &dyn fmt::Display| {
             Error::Usage(format!("--endpoint {endpoint:?}: {why}; write it like {}", crate::args::DEFAULT_ENDPOINT))
         };
@@ -85,24 +105,35 @@ impl Client {
         let (channel, connector) = tls::channel(&parsed, files, |channel| {
             channel.connect_timeout(CONNECT).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_while_idle(true)
         })?;
-        Ok(Self { channel, connector, endpoint: endpoint.to_owned(), deadline })
+        Ok(Way { channel, connector, endpoint: endpoint.to_owned() })
+    }
+
+    /// The controller that is asked now.
+    fn current(&self) -> &Way {
+        // Splitting gives one part at least.
+        &self.ways[self.turn.load(Ordering::Relaxed) % self.ways.len()]
+    }
+
+    /// Asks the next controller from now on.
+    fn turn_to_next(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The service of what there is.
     pub fn inventory(&self) -> InventoryClient<Channel> {
-        InventoryClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+        InventoryClient::new(self.current().channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// The service of requests.
     pub fn placements(&self) -> PlacementsClient<Channel> {
-        PlacementsClient::new(self.channel.clone())
+        PlacementsClient::new(self.current().channel.clone())
             .max_decoding_message_size(MAX_ANSWER_BYTES)
             .max_encoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// The service of the controller itself.
     pub fn operations(&self) -> OperationsClient<Channel> {
-        OperationsClient::new(self.channel.clone())
+        OperationsClient::new(self.current().channel.clone())
     }
 
     /// How long a call may take.
@@ -110,9 +141,9 @@ impl Client {
         self.deadline
     }
 
-    /// Where the controller is looked for.
+    /// Where the controller is looked for now.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        &self.current().endpoint
     }
 
     /// Makes a call that changes nothing, again when nobody was there to answer.
@@ -126,8 +157,8 @@ impl Client {
     ) -> Result<T, Error> {
         self.repeat(message, call).await.map_err(|failed| match failed {
             Failed::Refused(status) => refused(&status),
-            Failed::Tls(why) => Error::Tls { endpoint: self.endpoint.clone(), why },
-            Failed::Silent(why) => Error::Unreachable { endpoint: self.endpoint.clone(), why },
+            Failed::Tls(why) => Error::Tls { endpoint: self.endpoints.clone(), why },
+            Failed::Silent(why) => Error::Unreachable { endpoint: self.endpoints.clone(), why },
         })
     }
 
@@ -149,23 +180,35 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::write`].
-    pub async fn write_once<M, T, F: Future<Output = Answer<T>> + Send>(
+    pub async fn write_once<M: Clone, T, F: Future<Output = Answer<T>> + Send>(
         &self,
         message: M,
         unsure: Unsure,
         call: impl Fn(Request<M>) -> F,
     ) -> Result<T, Error> {
-        let attempt = call(request(message, self.deadline));
-        match tokio::time::timeout(self.deadline, attempt).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.written(self.failed(&status), unsure)),
-            Err(_) => Err(self.written(Failed::Silent(too_late(self.deadline)), unsure)),
+        let end = tokio::time::Instant::now() + self.deadline;
+        let mut others = self.ways.len() - 1;
+        loop {
+            let left = end.saturating_duration_since(tokio::time::Instant::now());
+            let failed = match tokio::time::timeout(left, call(request(message.clone(), left))).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => self.failed(&status),
+                Err(_) => Failed::Silent(too_late(self.deadline)),
+            };
+            match failed {
+                // Nothing was sent to this one.
+                Failed::Silent(why) if others > 0 && why.starts_with(NOT_CONNECTED) => {
+                    others -= 1;
+                    self.turn_to_next();
+                }
+                failed => return Err(self.written(failed, unsure)),
+            }
         }
     }
 
     /// How an attempt failed.
     fn failed(&self, status: &Status) -> Failed {
-        match (Failed::of(status), self.connector.as_ref().and_then(Connector::failure)) {
+        match (Failed::of(status), self.current().connector.as_ref().and_then(Connector::failure)) {
             (Failed::Silent(_), Some(why)) => Failed::Tls(why),
             (failed, _) => failed,
         }
@@ -175,12 +218,12 @@ impl Client {
         match failed {
             Failed::Refused(status) => refused(&status),
             // There was no connection that the controller took, so nothing can have happened.
-            Failed::Tls(why) => Error::Tls { endpoint: self.endpoint.clone(), why },
+            Failed::Tls(why) => Error::Tls { endpoint: self.endpoints.clone(), why },
             // Nothing was ever sent, so nothing can have happened.
             Failed::Silent(why) if why.starts_with(NOT_CONNECTED) => {
-                Error::Unreachable { endpoint: self.endpoint.clone(), why }
+                Error::Unreachable { endpoint: self.endpoints.clone(), why }
             }
-            Failed::Silent(why) => Error::Unsure { endpoint: self.endpoint.clone(), why, what },
+            Failed::Silent(why) => Error::Unsure { endpoint: self.endpoints.clone(), why, what },
         }
     }
 
@@ -205,6 +248,7 @@ impl Client {
                 },
                 Err(_) => return Err(Failed::Silent(too_late(self.deadline))),
             };
+            self.turn_to_next();
             let connected = !why.starts_with(NOT_CONNECTED);
             let why = if sent && !connected { format!("at first no answer, then {why}") } else { why };
             sent |= connected;

@@ -5,6 +5,7 @@
 //!
 //! Owns what callers see of the world ([`view`]), pages, watches, and the bounds of a call.
 
+pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod inventory;
 pub(crate) mod json;
@@ -52,6 +53,8 @@ pub struct Sources {
     pub checked: operations::SharedCheck,
     /// Kind of store.
     pub store: &'static str,
+    /// The way to whoever leads.
+    pub(crate) forwarder: forward::Forwarder,
     /// The store itself: for a backup, which is of records and not of what is shown.
     pub records: Arc<dyn Store>,
 }
@@ -76,6 +79,11 @@ impl From<CallError> for Status {
 /// A refusal as the answer to a call.
 pub(crate) fn refused<T>(refusal: &Refusal) -> Result<T, Status> {
     Err(status::refusal_to_status(refusal))
+}
+
+/// Nobody can decide here and now; a retry helps, and another controller perhaps, too.
+pub(crate) fn no_leader(message: &str) -> Status {
+    status::failure(ErrorClass::Unavailable, "NO_LEADER", message)
 }
 
 /// A bound of the API was hit.

@@ -3,13 +3,18 @@
 //! Every long-lived task belongs to one group; one that ends before it should ends the controller.
 
 use crate::agents::{Intervals, NodeAgentService, Seen};
+use crate::api::forward::Forwarder;
 use crate::api::operations::{Checked, SharedCheck};
 use crate::api::server::RouterError;
 use crate::api::{self, Sources};
 use crate::config::{Config, Problem, StoreKind};
-use crate::leader::{self, Ended, Leader, Options, QUEUE, Service};
+use crate::follower::Follower;
+use crate::leader::{self, Ended, Leader, Options, QUEUE};
+use crate::member::Member;
+use crate::peers::{Heard, HeardOf, Way};
 use crate::replica::Replica;
 use crate::serve;
+use crate::standing::{Board, Candidate, Standing};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use berth_core::invariants;
@@ -19,8 +24,8 @@ use berth_store::embedded::{Embedded, OpenError};
 use berth_store::memory::Memory;
 use berth_store_etcd::{ConnectError, Etcd};
 use berth_telemetry::names;
-use berth_tls::files;
 use berth_tls::server::Acceptor;
+use berth_tls::{client, files};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +64,9 @@ pub enum StartError {
     /// No leadership, or no world.
     #[error(transparent)]
     Lead(#[from] Ended),
+    /// A task ended before the controller led.
+    #[error("{0:#}")]
+    Failed(anyhow::Error),
     /// The API cannot be put together.
     #[error(transparent)]
     Api(#[from] RouterError),
@@ -69,22 +77,49 @@ pub enum StartError {
 pub struct Running {
     /// Where it listens.
     pub local_addr: SocketAddr,
+    /// Whether it leads, and else who does.
+    pub board: Board,
+    /// What it shows.
+    pub replica: Replica,
     tasks: JoinSet<anyhow::Result<()>>,
     sessions: TaskTracker,
     stop: CancellationToken,
 }
 
-/// Starts a controller: opens the store, wins the leadership, loads the world, then listens.
+/// Starts a controller with the store of its configuration. One whose store is its own leads when this returns; one of
+/// several may follow.
 ///
 /// # Errors
 /// [`StartError`]; nothing runs then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     config.check().map_err(StartError::Config)?;
+    let alone = config.store.is_exclusive();
+    let store = open_store(&config).await?;
+    let mut running = start_with(config, store).await?;
+    if alone {
+        let mut board = running.board.clone();
+        let failed = tokio::select! {
+            true = board.wait_to_lead() => None,
+            failed = running.failed() => Some(failed),
+        };
+        if let Some(error) = failed {
+            running.stop().await;
+            return Err(error.downcast::<Ended>().map_or_else(StartError::Failed, StartError::Lead));
+        }
+    }
+    Ok(running)
+}
+
+/// Starts a controller that may share its store with others: listens at once, shows what is stored, stands for leader.
+///
+/// # Errors
+/// [`StartError`]; nothing runs then.
+pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running, StartError> {
+    config.check().map_err(StartError::Config)?;
     if config.insecure && !config.listen.ip().is_loopback() {
         tracing::warn!({ names::ENDPOINT } = %config.listen, "connections are neither encrypted nor authenticated, as configured");
     }
     let tls = tls(&config).await?;
-    let store = open_store(&config).await?;
     // Before anything is decided: whoever cannot be reached should not lead.
     let listen = |source| StartError::Listen { address: config.listen, source };
     let listener = bind(config.listen).map_err(listen)?;
@@ -94,13 +129,24 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let sessions = TaskTracker::new();
     let seen = Seen::default();
     let (leader, queue) = Leader::channel(QUEUE);
-    let options = Options {
-        limits: config.limits.clone(),
-        commit_deadline: config.commit_deadline,
-        candidate: format!("{local_addr} {}", uuid::Uuid::new_v4()),
-    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = config.advertise.clone().unwrap_or_else(|| format!("{scheme}://{local_addr}"));
+    let me = Candidate { endpoint: endpoint.clone(), instance: uuid::Uuid::new_v4().to_string() };
+    let options =
+        Options { limits: config.limits.clone(), commit_deadline: config.commit_deadline, candidate: me.to_string() };
+    let way = Way::new(config.tls.files().map_err(StartError::Config)?.map(|files| client::Files {
+        // Controllers, agents and callers have one CA.
+        ca: files.client_ca,
+        own: Some(files.own),
+        server_name: None,
+    }));
+    let (board, standing) = Board::new(Standing::default());
+    let (replica, publisher) = Replica::empty();
+    let told = Heard::default();
+    let follower = Follower::new(Arc::clone(&store), publisher, standing, me, told.clone(), way.clone());
     let outbox = Arc::new(seen.clone());
-    let (replica, service) = Service::open(Arc::clone(&store), options, queue, outbox, stop.clone()).await?;
+    let member = Member { store: Arc::clone(&store), options, endpoint, queue, outbox, stop: stop.clone(), follower };
+    let forwarder = Forwarder::new(board.clone(), way, tls.clone());
 
     let checked: SharedCheck = Arc::new(ArcSwap::from_pointee(Checked::default()));
     let agents = NodeAgentService::new(
@@ -108,22 +154,24 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         replica.clone(),
         seen.clone(),
         Intervals { heartbeat: config.heartbeat, observe: config.observe },
+        board.clone(),
         sessions.clone(),
         stop.clone(),
     );
     let sources = Sources {
         leader,
         replica: replica.clone(),
-        seen: Arc::new(seen),
+        seen: Arc::new(HeardOf { board: board.clone(), here: Arc::new(seen), told }),
         checked: Arc::clone(&checked),
         store: store.kind(),
+        forwarder,
         records: Arc::clone(&store),
     };
     let router = api::server::router(sources, agents)?;
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { service.run().await.context("the leader ended") });
-    tasks.spawn(check(replica, checked, config.check_interval, stop.clone()));
+    tasks.spawn(async move { member.run().await.context("the controller has no place among the others any more") });
+    tasks.spawn(check(replica.clone(), checked, config.check_interval, stop.clone()));
     let serving = serve::run(listener, router, serve::Options::new(tls.clone()), stop.clone());
     tasks.spawn(async move {
         serving.await;
@@ -140,7 +188,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         });
     }
     tracing::info!({ names::ENDPOINT } = %local_addr, store = store.kind(), "serving");
-    Ok(Running { local_addr, tasks, sessions, stop })
+    Ok(Running { local_addr, board, replica, tasks, sessions, stop })
 }
 
 impl api::LastSeen for Seen {

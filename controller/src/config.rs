@@ -42,6 +42,14 @@ impl StoreKind {
             Self::Etcd => "etcd",
         }
     }
+
+    /// Whether it is one controller's own, so that nobody else can lead.
+    pub fn is_exclusive(self) -> bool {
+        match self {
+            Self::Embedded | Self::Memory => true,
+            Self::Etcd => false,
+        }
+    }
 }
 
 /// What a controller needs to run.
@@ -49,6 +57,8 @@ impl StoreKind {
 pub struct Config {
     /// Where it listens. Port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// Where agents and other controllers reach it, as a URL; where it listens when not set.
+    pub advertise: Option<String>,
     /// Whether it may listen in plain text where others than this machine can reach it: connections are neither
     /// encrypted nor authenticated.
     pub insecure: bool,
@@ -76,6 +86,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            advertise: None,
             insecure: false,
             tls: Tls::default(),
             data_dir: default_data_dir(),
@@ -320,6 +331,7 @@ struct Setting {
 /// Every setting there is.
 const SETTINGS: &[Setting] = &[
     Setting { name: "listen", take: |s, v| put(&mut s.controller.listen, address(v)) },
+    Setting { name: "advertise", take: |s, v| put(&mut s.controller.advertise, url(v).map(Some)) },
     Setting { name: "insecure", take: |s, v| put(&mut s.controller.insecure, yes_or_no(v)) },
     Setting { name: "tls.cert", take: |s, v| put(&mut s.controller.tls.cert, path(v).map(Some)) },
     Setting { name: "tls.key", take: |s, v| put(&mut s.controller.tls.key, path(v).map(Some)) },
@@ -362,6 +374,18 @@ fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not of the form IP:PORT, such as 127.0.0.1:{DEFAULT_PORT}"))
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let url: Option<http::Uri> = text.parse().ok();
+    let fine = url.is_some_and(|url| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && url.path() == "/"
+            && url.query().is_none()
+    });
+    let form = "is not of the form http://HOST:PORT or https://HOST:PORT";
+    if fine { Ok(text.trim_end_matches('/').to_owned()) } else { Err(format!("{text:?} {form}")) }
 }
 
 fn yes_or_no(text: &str) -> Result<bool, String> {
@@ -453,6 +477,14 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be.
     pub fn check(&self) -> Result<(), Problem> {
+        if self.listen.ip().is_unspecified() && self.advertise.is_none() && !self.store.is_exclusive() {
+            let why = format!(
+                "is missing: with listen = {} nobody could know where to reach this controller when it leads; set the URL \
+                 under which agents and the other controllers reach it, such as http://c1.example:{DEFAULT_PORT}",
+                self.listen
+            );
+            return Err(Problem { setting: "advertise".to_owned(), why });
+        }
         let encrypted = self.tls.files()?.is_some();
         if encrypted && self.insecure {
             let why = "has no meaning beside [tls]: every connection is encrypted; remove one of them".to_owned();
@@ -667,9 +699,9 @@ mod tests {
                 limits.hold: "1 parsec" is not a time such as 500ms, 30s, 10m or 48h
                 limits.queued: "0" is not a number from 1 on
                 limits.release: "0s" is not from 10ms to 31 days
-                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
                 BERTH_CONTROLLER_LISTEN: "here" is not of the form IP:PORT, such as 127.0.0.1:7600
-                --set heartbeat: no such setting; known are listen, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+                --set heartbeat: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
                 --store: "etc" is not one of: embedded, memory, etcd"#]],
         );
     }

@@ -56,6 +56,22 @@ impl Caller {
         &self.0.name
     }
 
+    /// The one for whom another controller asks.
+    pub(crate) fn relayed(&self, name: &str) -> Self {
+        Self(Arc::new(Inner { peer: self.0.peer, proof: self.0.proof.clone(), name: name.to_owned() }))
+    }
+
+    /// Whether it may say for whom it asks: another controller may, known by the subject of its certificate, which is
+    /// the same for all of them (`own`).
+    pub(crate) fn may_relay(&self, own: Option<&str>) -> bool {
+        match &self.0.proof {
+            // Nobody proves anything here.
+            Proof::PlainText => true,
+            Proof::Anonymous => false,
+            Proof::Certificate(certificate) => own == Some(certificate.who().as_ref()),
+        }
+    }
+
     /// Whether it may be an agent at all: encrypted connections need a certificate.
     ///
     /// # Errors

@@ -11,13 +11,17 @@ pub mod backup;
 pub mod commit;
 pub mod config;
 pub mod console;
+mod follower;
 mod identity;
 pub mod leader;
+mod member;
+mod peers;
 pub mod process;
 pub mod rebuild;
 pub(crate) mod refill;
 pub mod replica;
 pub mod restore;
 mod serve;
+pub mod standing;
 #[cfg(test)]
 mod testing;

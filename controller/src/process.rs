@@ -5,9 +5,9 @@ use crate::config::{Config, Settings, StoreKind, Task};
 use crate::console::Console;
 use crate::{app, leader, rebuild, restore};
 use anyhow::Context as _;
+use berth_store::Store;
 #[cfg(unix)]
 use berth_telemetry::names;
-use berth_store::Store;
 use std::io::{BufReader, stdin, stdout};
 use std::sync::Arc;
 

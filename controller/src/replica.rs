@@ -1,7 +1,8 @@
 //! What readers see: the last committed world, some of those before it, and what changed in between.
 //!
 //! Owns the published snapshots and the changes that watchers resume from. Reads never wait for the leader, the store or
-//! a node. Must never show anything that is not committed: only the leader publishes, and only after a commit.
+//! a node. Must never show anything that is not committed: a leader publishes only after a commit, a follower only what
+//! the store's watch brought.
 
 use arc_swap::ArcSwap;
 use berth_core::world::World;
@@ -33,10 +34,18 @@ pub struct Snapshot {
     pub sequence: u64,
     /// Tells one loading of the world from the next: sequences of different epochs cannot be compared.
     pub epoch: u64,
-    /// The leadership that published it.
+    /// The leadership that it is of; 0 while none is known.
     pub term: u64,
-    /// Since when that one leads.
+    /// Since when this controller leads; meaningless in one that follows.
     pub leading_since: Timestamp,
+}
+
+impl Snapshot {
+    /// Whether it shows anything: before the first look at the store nothing is known, which is not the same as that
+    /// there is nothing. No store is at revision 0 once a controller has led.
+    pub fn is_loaded(&self) -> bool {
+        self.revision > 0
+    }
 }
 
 /// What changed from one snapshot to a later one.
@@ -59,6 +68,11 @@ pub struct TooOld {
     /// The oldest that would do.
     pub oldest: u64,
 }
+
+/// Nothing will be published any more: the controller stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the controller is stopping")]
+pub struct Ended;
 
 /// Read access to the published world. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -171,7 +185,25 @@ impl Replica {
         let ring = Ring::new(Arc::clone(&first), Instant::now());
         let shared = Arc::new(Shared { now: ArcSwap::new(first), ring: Mutex::new(ring) });
         let (publisher, head) = watch::channel(0);
-        (Self { shared: Arc::clone(&shared), head }, Publisher { shared, head: publisher })
+        (Self { shared: Arc::clone(&shared), head }, Publisher { shared, head: publisher, term, leading_since })
+    }
+
+    /// A replica that knows nothing yet.
+    pub fn empty() -> (Self, Publisher) {
+        Self::new(World::default(), 0, 0, Timestamp::default())
+    }
+
+    /// Waits until something is loaded and it is at `revision` at least; whoever waits bounds it.
+    ///
+    /// # Errors
+    /// [`Ended`] when nothing will be published any more.
+    pub async fn reach(&self, revision: u64) -> Result<(), Ended> {
+        let mut head = self.head.clone();
+        let there = |now: &Snapshot| now.is_loaded() && now.revision >= revision;
+        while !there(&self.shared.now.load()) {
+            head.changed().await.map_err(|_| Ended)?;
+        }
+        Ok(())
     }
 
     /// The newest snapshot.
@@ -223,11 +255,15 @@ impl Replica {
     }
 }
 
-/// The leader's side: shows new worlds. Dropping it ends everyone who follows.
+/// The side of the one who knows, leader or follower of the store: shows new worlds. Dropping it ends everyone who
+/// follows.
 #[derive(Debug)]
 pub struct Publisher {
     shared: Arc<Shared>,
     head: watch::Sender<u64>,
+    /// Of the snapshots to come.
+    term: u64,
+    leading_since: Timestamp,
 }
 
 impl Publisher {
@@ -239,6 +275,26 @@ impl Publisher {
         placements: BTreeSet<PlacementName>,
         nodes: BTreeSet<NodeName>,
     ) -> Arc<Snapshot> {
+        self.push(world, revision, Touched::Some { placements, nodes })
+    }
+
+    /// Shows a world that was read anew, in which anything may be different. Who follows goes on with it.
+    pub fn replace(&mut self, world: World, revision: u64) -> Arc<Snapshot> {
+        self.push(world, revision, Touched::All)
+    }
+
+    /// The leadership that later snapshots are of.
+    pub fn set_term(&mut self, term: u64, leading_since: Timestamp) {
+        self.term = term;
+        self.leading_since = leading_since;
+    }
+
+    /// The newest snapshot.
+    pub fn now(&self) -> Arc<Snapshot> {
+        self.shared.now.load_full()
+    }
+
+    fn push(&mut self, world: World, revision: u64, touched: Touched) -> Arc<Snapshot> {
         let before = self.shared.now.load_full();
         let snapshot = Arc::new(Snapshot {
             world,
@@ -246,16 +302,17 @@ impl Publisher {
             revision: revision.max(before.revision),
             sequence: before.sequence.saturating_add(1),
             epoch: before.epoch,
-            term: before.term,
-            leading_since: before.leading_since,
+            term: self.term,
+            leading_since: self.leading_since,
         });
-        self.shared.ring().push(Arc::clone(&snapshot), Touched::Some { placements, nodes }, Instant::now());
+        self.shared.ring().push(Arc::clone(&snapshot), touched, Instant::now());
         self.show(Arc::clone(&snapshot));
         snapshot
     }
 
     /// Shows a world that was loaded anew. Everyone who follows must list again.
     pub fn restart(&mut self, world: World, revision: u64, term: u64, leading_since: Timestamp) -> Arc<Snapshot> {
+        self.set_term(term, leading_since);
         let first = Arc::new(Snapshot { world, revision, sequence: 0, epoch: new_epoch(), term, leading_since });
         *self.shared.ring() = Ring::new(Arc::clone(&first), Instant::now());
         self.show(Arc::clone(&first));
@@ -284,6 +341,11 @@ pub struct Follow {
 }
 
 impl Follow {
+    /// The newest snapshot, whatever has been given.
+    pub fn newest(&self) -> Arc<Snapshot> {
+        self.shared.now.load_full()
+    }
+
     /// Waits for the next change. Whoever falls behind gets several in one, with the world as it is then; whoever falls
     /// far behind, or follows into a world that was loaded anew, gets [`TooOld`], and then `None`. `None` also comes
     /// when the controller stops.

@@ -26,7 +26,7 @@ pub async fn run(client: &Client, args: Output, out: &mut Out<'_>) -> Result<(),
         let since = ago(status.leading_since.as_ref(), style);
         judged(format!("leader for {since}, term {}", status.term), Good::Yes)
     } else {
-        Cell::new(format!("follower, term {}", status.term))
+        follower(&status)
     };
     let nodes = format!("{} known, {} connected, {} ready", status.nodes, status.nodes_connected, status.nodes_ready);
     let all_ready = status.nodes == status.nodes_ready;
@@ -54,4 +54,17 @@ pub async fn run(client: &Client, args: Output, out: &mut Out<'_>) -> Result<(),
         ("Invariants", invariants),
     ];
     out.table(table::pairs(rows.map(|(label, cell)| (label.to_owned(), cell))), "")
+}
+
+/// Whom it follows, and how closely.
+fn follower(status: &v1::StatusResponse) -> Cell {
+    if status.leader_endpoint.is_empty() {
+        return judged("follower, and no controller leads now".to_owned(), Good::Wait);
+    }
+    let leader = format!("follower of {}, term {}", status.leader_endpoint, status.term);
+    match (status.leader_revision, status.leader_revision.saturating_sub(status.revision)) {
+        (0, _) => judged(format!("{leader}, which is not heard: what is observed is not fresh"), Good::Wait),
+        (_, 0) => Cell::new(format!("{leader}, up to date")),
+        (_, behind) => judged(format!("{leader}, {behind} revisions behind"), Good::Wait),
+    }
 }

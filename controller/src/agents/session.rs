@@ -4,6 +4,7 @@ use super::{Busy, Opened, Outgoing, Seen};
 use crate::identity::Caller;
 use crate::leader::{Gone, Leader, MAX_TERM_LEAP, now};
 use crate::replica::Replica;
+use crate::standing::Board;
 use berth_core::decide::{Input, MAX_GENERATION_LEAP};
 use berth_model::inventory::{Hello, InventoryReport, Listing};
 use berth_model::placement::Progress;
@@ -46,6 +47,7 @@ pub struct NodeAgentService {
     replica: Replica,
     seen: Seen,
     intervals: Intervals,
+    board: Board,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -59,10 +61,11 @@ impl NodeAgentService {
         replica: Replica,
         seen: Seen,
         intervals: Intervals,
+        board: Board,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { leader, replica, seen, intervals, tasks, stop }
+        Self { leader, replica, seen, intervals, board, tasks, stop }
     }
 
     fn silence(&self) -> Duration {
@@ -70,6 +73,9 @@ impl NodeAgentService {
     }
 
     async fn run(self, caller: Caller, mut inbound: Streaming<v1::AgentMessage>, out: Out) {
+        if !self.board.leads() {
+            return self.redirect(&mut inbound, &out).await;
+        }
         let end = match self.greet(&caller, &mut inbound).await {
             Ok(Some((hello, opened))) => {
                 let span = spans::session(&hello.node);
@@ -84,6 +90,20 @@ impl NodeAgentService {
         if let End::Status(status) = end {
             // An agent that does not listen any more needs no closing word.
             let _unheard = tokio::time::timeout(FAREWELL, out.send(Err(status))).await;
+        }
+    }
+
+    /// Tells an agent who leads, or that nobody does.
+    async fn redirect(&self, inbound: &mut Streaming<v1::AgentMessage>, out: &Out) {
+        let greeted = tokio::select! {
+            first = tokio::time::timeout(GREETING, inbound.message()) => matches!(first, Ok(Ok(Some(_)))),
+            () = self.stop.cancelled() => return,
+        };
+        if greeted {
+            let leader = self.board.now().leader.map(|leader| leader.endpoint).unwrap_or_default();
+            let message = controller_message::Message::Redirect(v1::Redirect { leader });
+            let _unheard =
+                tokio::time::timeout(FAREWELL, out.send(Ok(v1::ControllerMessage { message: Some(message) }))).await;
         }
     }
 

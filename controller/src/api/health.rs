@@ -1,4 +1,5 @@
-//! gRPC health: serving exactly while this controller's leader publishes. Nobody has to set it, so nobody can forget to.
+//! gRPC health: serving exactly while this controller shows the store, as leader or as follower. Nobody has to set it, so
+//! nobody can forget to.
 
 use super::overloaded;
 use super::watch::{Source, Stream, Watches};
@@ -46,7 +47,8 @@ impl Health for HealthService {
         }
         // Whoever follows is told at once when nobody publishes any more.
         let ended = matches!(follow(&self.replica)?.next().now_or_never(), Some(None));
-        Ok(Response::new(answer(if ended { ServingStatus::NotServing } else { ServingStatus::Serving })))
+        let serves = !ended && self.replica.now().is_loaded();
+        Ok(Response::new(answer(if serves { ServingStatus::Serving } else { ServingStatus::NotServing })))
     }
 
     type WatchStream = Stream<HealthCheckResponse>;
@@ -54,17 +56,18 @@ impl Health for HealthService {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let known = is_known(&request.into_inner().service);
         let replica = self.replica.clone();
-        let source = Changes { follow: follow(&replica)?, replica, known, told: None };
+        let source = Changes { follow: follow(&replica)?, replica, known, told: None, ended: false };
         Ok(Response::new(self.watches.open(source)?))
     }
 }
 
-/// Changes of the serving status: one at the start, one at the end.
+/// Changes of the serving status: when something is there to show, and at the end.
 struct Changes {
     replica: Replica,
     follow: Follow,
     known: bool,
     told: Option<ServingStatus>,
+    ended: bool,
 }
 
 impl Source for Changes {
@@ -72,7 +75,8 @@ impl Source for Changes {
 
     async fn next(&mut self) -> Result<HealthCheckResponse, Status> {
         let status = match self.told {
-            None if self.known => ServingStatus::Serving,
+            None if self.known && self.replica.now().is_loaded() => ServingStatus::Serving,
+            None if self.known => ServingStatus::NotServing,
             None => ServingStatus::ServiceUnknown,
             Some(ServingStatus::Serving) => {
                 loop {
@@ -83,7 +87,15 @@ impl Source for Changes {
                         None => break,
                     }
                 }
+                self.ended = true;
                 ServingStatus::NotServing
+            }
+            Some(ServingStatus::NotServing) if !self.ended => {
+                if self.replica.reach(0).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                self.follow = follow(&self.replica)?;
+                ServingStatus::Serving
             }
             // Nothing can change any more in this process.
             Some(ServingStatus::NotServing | ServingStatus::ServiceUnknown | ServingStatus::Unknown) => {

@@ -5,6 +5,7 @@
 //! listed here. Streams come as one JSON object a line. Must never do anything that the gRPC method does not do.
 
 use super::MAX_REQUEST_BYTES;
+use super::forward::{MIN_REVISION, REVISION};
 use crate::identity::Caller;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
@@ -29,7 +30,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 /// Headers of a call that its method sees.
-const PASSED_ON: [&str; 2] = ["traceparent", "grpc-timeout"];
+const PASSED_ON: [&str; 3] = ["traceparent", "grpc-timeout", MIN_REVISION];
 
 /// Turns JSON calls into gRPC calls on a router.
 #[derive(Clone)]
@@ -168,9 +169,12 @@ impl Transcoder {
         }
         let output = method.output();
         if !method.is_server_streaming() {
-            let answer = client.unary(call, path, Raw).await?.into_inner();
-            let text = write(&output, answer)?;
-            return Ok(([(CONTENT_TYPE, JSON)], text).into_response());
+            let (metadata, answer, _) = client.unary(call, path, Raw).await?.into_parts();
+            let mut response = ([(CONTENT_TYPE, JSON)], write(&output, answer)?).into_response();
+            if let Some(revision) = metadata.into_headers().remove(REVISION) {
+                response.headers_mut().insert(REVISION, revision);
+            }
+            return Ok(response);
         }
         let answers = client.server_streaming(call, path, Raw).await?.into_inner();
         let this = self.clone();

@@ -78,14 +78,14 @@ impl Operations for OperationsService {
         let gpus = world.nodes().flat_map(|node| node.gpus.values());
         let claims = gpus.filter(|gpu| gpu.claim.is_some()).count();
         let checked = self.sources.checked.load();
+        let standing = self.sources.forwarder.board().now();
         Ok(Response::new(v1::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            // Only the leader serves; one that loses leadership stops.
-            leader: true,
+            leader: standing.leads,
             term: snapshot.term,
             revision: snapshot.revision,
             store: self.sources.store.to_owned(),
-            leading_since: Some(convert::timestamp(snapshot.leading_since)),
+            leading_since: standing.leads.then(|| convert::timestamp(snapshot.leading_since)),
             nodes: summary.nodes,
             nodes_connected: summary.nodes_connected,
             nodes_ready: summary.nodes_ready,
@@ -96,6 +96,8 @@ impl Operations for OperationsService {
             claims: count(claims),
             violations: checked.violations.iter().take(MAX_VIOLATIONS).map(ToString::to_string).collect(),
             checked_at: checked.at.map(convert::timestamp),
+            leader_endpoint: standing.leader.map(|leader| leader.endpoint).unwrap_or_default(),
+            leader_revision: standing.told.unwrap_or(0),
         }))
     }
 }

@@ -1,20 +1,23 @@
 //! Asking for GPUs, and giving them back.
 
+use super::forward::REVISION;
 use super::page::Page;
 use super::plan;
 use super::watch::{PlacementChanges, Stream, Watches};
 use super::{Sources, now, refused, view};
 use crate::identity::{self, Caller};
 use crate::leader::CallError;
+use berth_core::condition::LOST_AFTER;
 use berth_core::decide::Input;
 use berth_core::schedule::nearest;
-use berth_core::world::World;
+use berth_core::world::{Link, Node, View, World};
 use berth_model::reason::{ErrorClass, Refusal};
 use berth_model::request::PlacementRequest;
 use berth_model::{NodeName, PlacementName, PlacementUid, VmId};
 use berth_proto::v1::placements_server::Placements;
 use berth_proto::{convert, status, v1};
 use berth_telemetry::{spans, trace};
+use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
@@ -43,9 +46,34 @@ impl PlacementsService {
         outcome
     }
 
+    /// Whether this leader is so new that agents may still be on their way to it: then what does not fit now may fit in
+    /// a moment, and saying "no" would be to conclude from what is unknown.
+    fn still_gathering(&self) -> Option<String> {
+        let snapshot = self.sources.replica.now();
+        if now().since(snapshot.leading_since) >= LOST_AFTER {
+            return None;
+        }
+        let awaited = |node: &&Arc<Node>| match (&node.link, &node.view) {
+            (Link::Disconnected { since }, _) => *since <= snapshot.leading_since,
+            (Link::Connected { .. }, View::NotReported) | (Link::Unheard { .. }, _) => true,
+            (Link::Connected { .. }, View::Complete | View::Failed { .. }) => false,
+        };
+        let missing = snapshot.world.nodes().filter(awaited).count();
+        (missing > 0).then(|| {
+            let known = snapshot.world.node_count();
+            format!("the leader is new and {missing} of {known} nodes have not reported to it yet; try again")
+        })
+    }
+
     async fn decide(&self, input: Input) -> Result<Response<v1::Placement>, Status> {
         let decided = match self.sources.leader.submit(input).await {
             Ok(decided) => decided,
+            // A new leader hears of its nodes one by one.
+            Err(CallError::Refused(Refusal::NoRoom(_) | Refusal::UnknownVm { .. } | Refusal::VmNotSeen { .. }))
+                if let Some(why) = self.still_gathering() =>
+            {
+                return Err(status::failure(ErrorClass::Unavailable, "GATHERING", &why));
+            }
             Err(CallError::Refused(Refusal::NoRoom(request))) => {
                 return Err(self.explainer.explain(self.sources.replica.now(), request).await);
             }
@@ -55,7 +83,9 @@ impl PlacementsService {
             return Err(status::failure(ErrorClass::Internal, "NO_PLACEMENT", "the decision names no placement"));
         };
         let snapshot = self.sources.replica.now();
-        Ok(Response::new(view::placement(&snapshot.world, &placement, now())))
+        let mut answer = Response::new(view::placement(&snapshot.world, &placement, now()));
+        answer.metadata_mut().insert(REVISION, decided.revision.into());
+        Ok(answer)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Everything that answers on the one port: gRPC, gRPC-Web, JSON, health and reflection.
 
+use super::forward::{self, Gate};
 use super::health::HealthService;
 use super::inventory::InventoryService;
 use super::json::Transcoder;
@@ -9,15 +10,18 @@ use super::plan::{Explainer, Planner};
 use super::summary::Summaries;
 use super::watch::Watches;
 use super::{MAX_REQUEST_BYTES, Sources};
+use crate::peers::PeersService;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, header::CONTENT_TYPE};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use berth_proto::v1::inventory_server::InventoryServer;
 use berth_proto::v1::node_agent_server::{NodeAgent, NodeAgentServer};
 use berth_proto::v1::operations_server::OperationsServer;
+use berth_proto::v1::peers_server::PeersServer;
 use berth_proto::v1::placements_server::PlacementsServer;
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
 use tonic::service::Routes;
@@ -67,6 +71,9 @@ struct Edge {
 /// [`RouterError`] when the build is broken.
 pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router, RouterError> {
     let (summaries, watches) = (Summaries::default(), Watches::default());
+    let gate = Gate { forwarder: sources.forwarder.clone(), replica: sources.replica.clone() };
+    let peers =
+        PeersService::new(sources.replica.clone(), sources.forwarder.board().clone(), Arc::clone(&sources.seen));
     let health = HealthService { replica: sources.replica.clone(), watches: watches.clone() };
     let inventory =
         InventoryService { sources: sources.clone(), summaries: summaries.clone(), watches: watches.clone() };
@@ -87,12 +94,14 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router,
         .add_service(PlacementsServer::new(placements).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(NodeAgentServer::new(agents).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(PeersServer::new(peers))
         .add_service(HealthServer::new(health))
         // Common clients (grpcurl 1.8, grpcio) speak v1alpha only.
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .prepare()
         .into_axum_router()
+        .layer(from_fn_with_state(gate, forward::route))
         .layer(from_fn(deadline));
     let edge = Edge { web: grpc.clone().layer(tonic_web::GrpcWebLayer::new()), json: Transcoder::new(grpc)? };
     Ok(axum::Router::new().fallback(dispatch).with_state(edge))
@@ -123,7 +132,7 @@ async fn deadline(request: Request<Body>, next: Next) -> Response {
 }
 
 /// The header `grpc-timeout`: up to 8 digits and a unit. One that is malformed counts as not given.
-fn asked_deadline(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn asked_deadline(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let unit_at = text.len().checked_sub(1)?;
     let (digits, unit) = (text.get(..unit_at)?, text.get(unit_at..)?);

@@ -1,5 +1,6 @@
 //! The whole edge over a real brain and real connections: only store and agents are left out.
 
+use super::forward::Forwarder;
 use super::operations::Checked;
 use super::{LastSeen, Sources, server};
 use crate::leader::{Call, Decided, From as Origin, Leader};
@@ -88,6 +89,7 @@ impl Edge {
             seen: Arc::new(SeenAlways),
             checked: Arc::new(ArcSwap::from_pointee(Checked { violations: vec![], at: Some(start) })),
             store: "memory",
+            forwarder: Forwarder::of_a_leader(),
             records: Arc::new(berth_store::memory::Memory::new()),
         };
         let router = server::router(sources, NoAgents).unwrap();
@@ -434,7 +436,7 @@ async fn bad_json_is_refused_with_its_place() {
     .await;
     edge.refuse(create, r#"{"request": {"name": "a b", "hold": "-1s"}}"#, expect![[r#"400 invalid_argument "INVALID_FIELDS" request.hold: is negative; request.request_id: request id is empty; request.name: placement name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit; request.vm: VM name is empty; request.gpus: 0 is not from 1 to 16"#]]).await;
     edge.refuse("/berth.v1.Placements/Make", "{}", expect![[r#"404 unimplemented "" berth.v1.Placements has no method "Make"; it has Create, Get, List, Watch, Commit, Release, Plan"#]]).await;
-    edge.refuse("/berth.v2.Placements/Create", "{}", expect![[r#"404 unimplemented "" there is no service "berth.v2.Placements"; there are berth.v1.Inventory, berth.v1.Placements, berth.v1.NodeAgent, berth.v1.Operations"#]]).await;
+    edge.refuse("/berth.v2.Placements/Create", "{}", expect![[r#"404 unimplemented "" there is no service "berth.v2.Placements"; there are berth.v1.Inventory, berth.v1.Placements, berth.v1.NodeAgent, berth.v1.Operations, berth.v1.Peers"#]]).await;
     edge.refuse(
         "/x",
         "{}",
@@ -550,7 +552,8 @@ async fn a_call_that_is_never_answered_ends_and_says_that_nobody_knows() {
     let (replica, _publisher) = Replica::new(Default::default(), 1, 1, Timestamp::from_millis(0));
     let checked = Arc::new(ArcSwap::from_pointee(Checked::default()));
     let records = Arc::new(berth_store::memory::Memory::new());
-    let sources = Sources { leader, replica, seen: Arc::new(SeenAlways), checked, store: "memory", records };
+    let forwarder = Forwarder::of_a_leader();
+    let sources = Sources { leader, replica, seen: Arc::new(SeenAlways), checked, store: "memory", records, forwarder };
     let router = server::router(sources, NoAgents).unwrap();
     let request = http::Request::post("/berth.v1.Placements/Release")
         .header("content-type", "application/json")

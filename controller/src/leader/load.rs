@@ -4,6 +4,7 @@
 
 use berth_core::decide::{self, Brain, Limits};
 use berth_model::Timestamp;
+use berth_model::node::StoredNode;
 use berth_model::placement::Placement;
 use berth_model::vm::VmSelector;
 use berth_store::{KeyValue, Revision, Store, key, record};
@@ -59,22 +60,53 @@ pub struct Loaded {
     pub revision: Revision,
 }
 
+/// What a follower shows, as it is stored.
+pub(crate) struct Listing {
+    /// The nodes.
+    pub(crate) nodes: Vec<StoredNode>,
+    /// The placements.
+    pub(crate) placements: Vec<Placement>,
+    /// Who leads.
+    pub(crate) leader: Option<record::Leader>,
+    /// The revision it was read at.
+    pub(crate) revision: Revision,
+}
+
 /// Reads and checks everything.
-///
-/// # Errors
-/// [`Error`].
 pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp) -> Result<Loaded, Error> {
     let (nodes, revision) = read(store, key::NODES, None).await?;
-    let (placements, _) = read(store, key::PLACEMENTS, Some(revision)).await?;
-    let (mut claims, _) = read(store, key::CLAIMS, Some(revision)).await?;
-    claims.extend(read(store, key::REQUESTS, Some(revision)).await?.0);
-
+    let at = Some(revision);
+    let rest = tokio::try_join!(
+        read(store, key::PLACEMENTS, at),
+        read(store, key::GPU_CLAIMS, at),
+        read(store, key::VM_ID_CLAIMS, at),
+        read(store, key::VM_NAME_CLAIMS, at),
+        read(store, key::REQUESTS, at),
+    );
+    let ((placements, _), (gpus, _), (vms, _), (names, _), (requests, _)) = rest?;
     let node_versions = nodes.iter().map(|item| (item.key.clone(), item.version)).collect();
-    let nodes = nodes.iter().map(record::read_node).collect::<Result<Vec<_>, _>>()?;
-    let placements = placements.iter().map(record::read_placement).collect::<Result<Vec<_>, _>>()?;
-    check_claims(&placements, claims)?;
+    let nodes = decode(&nodes, record::read_node)?;
+    let placements = decode(&placements, record::read_placement)?;
+    check_claims(&placements, [gpus, vms, names, requests].concat())?;
     let brain = Brain::load(term, limits.clone(), nodes, placements, now)?;
     Ok(Loaded { brain, node_versions, revision })
+}
+
+/// Reads what a follower shows.
+pub(crate) async fn list(store: &dyn Store) -> Result<Listing, Error> {
+    let (leader, revision) = read(store, key::LEADER, None).await?;
+    let at = Some(revision);
+    let ((nodes, _), (placements, _)) =
+        tokio::try_join!(read(store, key::NODES, at), read(store, key::PLACEMENTS, at))?;
+    let nodes = decode(&nodes, record::read_node)?;
+    let placements = decode(&placements, record::read_placement)?;
+    let leader = leader.iter().find(|item| item.key == key::LEADER);
+    let leader = leader.map(|item| record::read_leader(&item.value)).transpose()?;
+    Ok(Listing { nodes, placements, leader, revision })
+}
+
+fn decode<T>(items: &[KeyValue], read: fn(&KeyValue) -> Result<T, record::Error>) -> Result<Vec<T>, record::Error> {
+    items.iter().map(read).collect()
 }
 
 async fn read(

@@ -3,7 +3,9 @@
 use super::desk::{Desk, Publish, Sessions, Told, Work};
 use super::{Answer, Call, CallError, From, load};
 use crate::commit::{Groups, Pipeline, Unfit};
-use crate::replica::{Publisher, Replica};
+use crate::replica::Publisher;
+#[cfg(test)]
+use crate::replica::Replica;
 use berth_core::decide::{Input, Limits};
 use berth_model::desired::DesiredNode;
 use berth_model::{NodeName, Timestamp};
@@ -33,6 +35,8 @@ const ATTEMPTS: u32 = 9;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a leader waits to win its leadership anew after a failed commit. If it does not, another one has it.
+const CAMPAIGN: Duration = Duration::from_secs(5);
 /// How long the store may take to win a leadership or to read everything, before that counts as failed.
 const LOADING: Duration = Duration::from_secs(60);
 
@@ -88,6 +92,12 @@ impl std::convert::From<Unfit> for Ended {
 #[error(transparent)]
 pub struct LoadFailure(load::Error);
 
+impl<E: Into<load::Error>> std::convert::From<E> for LoadFailure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
 /// What a leadership ended with.
 enum Turn {
     /// The process stops.
@@ -127,6 +137,7 @@ pub(crate) fn now() -> Timestamp {
 
 impl Service {
     /// Wins a leadership and loads the world.
+    #[cfg(test)]
     pub(crate) async fn open(
         store: Arc<dyn Store>,
         options: Options,
@@ -139,6 +150,35 @@ impl Service {
         let (replica, publisher) = Replica::new(brain.world().clone(), lead.desk.revision().0, brain.term(), now());
         let sessions = Sessions::default();
         Ok((replica, Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0 }))
+    }
+
+    /// Loads the world for a leadership that was won, and goes on with what `publisher` has shown so far.
+    pub(crate) async fn lead(
+        leadership: Leadership,
+        store: Arc<dyn Store>,
+        options: Options,
+        queue: mpsc::Receiver<Call>,
+        outbox: Arc<dyn Outbox>,
+        stop: CancellationToken,
+        mut publisher: Publisher,
+    ) -> Result<Self, Ended> {
+        let lead = match load_for(leadership, &store, &options).await {
+            Ok(lead) => lead,
+            Err(error) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
+            // Whoever can read the store should lead.
+            Err(error) => return Err(Ended::Store { attempts: 1, source: LoadFailure(error) }),
+        };
+        let brain = lead.desk.brain();
+        let (world, revision) = (brain.world().clone(), lead.desk.revision().0);
+        let before = publisher.now();
+        if before.is_loaded() && before.revision <= revision {
+            publisher.set_term(brain.term(), now());
+            publisher.replace(world, revision);
+        } else {
+            publisher.restart(world, revision, brain.term(), now());
+        }
+        let sessions = Sessions::default();
+        Ok(Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0 })
     }
 
     /// Leads until the process stops.
@@ -217,7 +257,8 @@ impl Service {
     /// Stops in order: what is decided is committed and told; nothing more is decided.
     async fn finish(&mut self) -> Result<Turn, Ended> {
         self.queue.close();
-        while let Ok(Call { from, input: _ }) = self.queue.try_recv() {
+        // Whoever has a place in the queue already fills it at once.
+        while let Some(Call { from, input: _ }) = self.queue.recv().await {
             if let From::Caller(to) = from {
                 let _hung_up = to.send(Err(CallError::Unavailable("the controller is stopping".to_owned())));
             }
@@ -353,7 +394,7 @@ fn pause(attempt: u32) -> Duration {
 /// failures, and stays as it is on success: only a commit proves that the store works again.
 async fn take_over(store: &Arc<dyn Store>, options: &Options, attempts: &mut u32) -> Result<Lead, Ended> {
     loop {
-        let error = match try_take_over(store, options).await {
+        let error = match try_take_over(store, options).await? {
             Ok(lead) => return Ok(lead),
             Err(error) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
             Err(error) => error,
@@ -367,9 +408,18 @@ async fn take_over(store: &Arc<dyn Store>, options: &Options, attempts: &mut u32
     }
 }
 
-async fn try_take_over(store: &Arc<dyn Store>, options: &Options) -> Result<Lead, load::Error> {
-    // Not bounded: whoever does not lead waits for its turn.
-    let Leadership { term, fence, lost } = store.campaign(&options.candidate).await?;
+async fn try_take_over(store: &Arc<dyn Store>, options: &Options) -> Result<Result<Lead, load::Error>, Ended> {
+    // A new one voids the fence of the old one, so that whatever is still under way can land no more. Where others wait
+    // for their turn, one of them may win instead.
+    match tokio::time::timeout(CAMPAIGN, store.campaign(&options.candidate)).await {
+        Err(_) => Err(Ended::LostLeadership),
+        Ok(Err(error)) => Ok(Err(error.into())),
+        Ok(Ok(leadership)) => Ok(load_for(leadership, store, options).await),
+    }
+}
+
+async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Options) -> Result<Lead, load::Error> {
+    let Leadership { term, fence, lost } = leadership;
     let loading = load::load(store.as_ref(), term, &options.limits, now());
     let loaded = tokio::time::timeout(LOADING, loading).await.unwrap_or_else(|_| {
         let text = format!("not everything was read after {} s", LOADING.as_secs());

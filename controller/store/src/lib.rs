@@ -13,6 +13,7 @@ mod past;
 pub mod record;
 mod store;
 pub mod term;
+pub mod turns;
 
 pub use store::{
     CommitError, Error, Event, Fence, KeyValue, Leadership, MAX_OPERATIONS, MAX_VALUE_BYTES, Page, Precondition,

@@ -1,0 +1,309 @@
+//! One of several controllers: who leads decides, everyone shows.
+//!
+//! A call that changes something and reaches a follower is passed on to the leader as it is, with who asked; at most once.
+//! A call that only looks is answered here, as soon as this controller's copy is at the revision that the caller wants
+//! to see at least. Owns the three headers for that. Must never understand a message: what it passes on it does not read.
+//!
+//! | header (gRPC: metadata; JSON: HTTP header) | from | says |
+//! |---|---|---|
+//! | `berth-min-revision` | caller | show nothing older than this revision |
+//! | `berth-revision` | controller | with the answer to a change: the revision that it is part of |
+//! | `berth-forwarded-for` | controller to controller | who asked; such a call is not passed on again |
+
+use super::no_leader;
+use super::server::asked_deadline;
+use crate::identity::{self, Caller};
+use crate::peers::Way;
+use crate::replica::Replica;
+use crate::standing::{Board, Known, Standing};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Request, Version, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use berth_model::reason::{ErrorClass, Refusal};
+use berth_model::request::FieldError;
+use berth_proto::status;
+use berth_telemetry::names;
+use berth_tls::server::Acceptor;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tower::{Service as _, ServiceExt as _};
+
+/// The least revision that an answer must show.
+pub(crate) const MIN_REVISION: &str = "berth-min-revision";
+/// The revision that a change is part of.
+pub(crate) const REVISION: &str = "berth-revision";
+/// Who asked the controller that passes a call on.
+const FORWARDED: &str = "berth-forwarded-for";
+
+/// Longest wait for a revision: a follower lags by milliseconds; one that lags longer should not be waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Of the caller's own deadline, what is kept for saying that it was not reached.
+const LAST_WORD: Duration = Duration::from_millis(50);
+/// How long an answer from the leader may wait until this controller shows what it says, too: whoever goes on reading
+/// here then sees its own change.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// Longest name of a caller that is taken from another controller.
+const MAX_NAME_BYTES: usize = 1024;
+/// Methods that only look, by the first word of their names. Whatever begins otherwise is for the leader.
+const LOOKS: [&str; 7] = ["Get", "List", "Summarize", "Watch", "Plan", "Status", "Backup"];
+/// Services whose calls are told apart here. Agents, health, reflection and controllers have their own ways.
+const SERVICES: [&str; 3] = ["berth.v1.Inventory", "berth.v1.Placements", "berth.v1.Maintenance"];
+
+/// Passes on, or waits. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Forwarder {
+    board: Board,
+    way: Way,
+    /// This controller's own certificate, where connections are encrypted.
+    own: Option<Arc<Acceptor>>,
+    /// The connection to the leader of the last call that was passed on.
+    channel: Arc<Mutex<Option<(String, Channel)>>>,
+}
+
+impl Forwarder {
+    /// Passes on to whoever leads according to `board`.
+    pub(crate) fn new(board: Board, way: Way, own: Option<Arc<Acceptor>>) -> Self {
+        Self { board, way, own, channel: Arc::default() }
+    }
+
+    /// Of a controller that leads and always will.
+    #[cfg(test)]
+    pub(crate) fn of_a_leader() -> Self {
+        let leads = Standing { leads: true, leader: None, told: None };
+        let (board, _always) = Board::new(leads);
+        Self::new(board, Way::default(), None)
+    }
+
+    /// Whether this controller leads, and who does.
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Takes note of who asked the controller that passed a request on, if one did; true then. Where connections are
+    /// encrypted, only a controller is believed: one whose certificate has the same subject as this one's.
+    fn unwrap(&self, request: &mut Request<Body>) -> bool {
+        let Some(name) = request.headers_mut().remove(FORWARDED) else { return false };
+        let own = self.own.as_ref().map(|acceptor| acceptor.certificate().who());
+        let relayed = request.extensions().get::<Caller>().filter(|caller| caller.may_relay(own.as_deref()));
+        let name = name.to_str().ok().filter(|name| name.len() <= MAX_NAME_BYTES);
+        if let (Some(caller), Some(name)) = (relayed, name) {
+            let caller = caller.relayed(name);
+            request.extensions_mut().insert(caller);
+        }
+        true
+    }
+
+    fn channel(&self, endpoint: &str) -> Result<Channel, Status> {
+        // Every change under this lock is a single one.
+        let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((to, channel)) = kept.as_ref()
+            && to == endpoint
+        {
+            return Ok(channel.clone());
+        }
+        let channel = self.way.channel(endpoint).map_err(|error| no_leader(&error.to_string()))?;
+        *kept = Some((endpoint.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+
+    async fn pass_on(&self, request: Request<Body>) -> Result<Response, Status> {
+        let Standing { leader, .. } = self.board.now();
+        let Some(Known { endpoint, term: _ }) = leader else {
+            return Err(no_leader("no controller leads now; one takes over within seconds"));
+        };
+        let mut channel = self.channel(&endpoint)?;
+        let (mut parts, body) = request.into_parts();
+        let caller = parts.extensions.get::<Caller>();
+        let name = HeaderValue::from_str(identity::name_of(caller)).unwrap_or(HeaderValue::from_static("unknown"));
+        for gone in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION, header::TRANSFER_ENCODING] {
+            parts.headers.remove(gone);
+        }
+        parts.headers.insert(FORWARDED, name);
+        parts.extensions.clear();
+        parts.version = Version::HTTP_2;
+        let request = Request::from_parts(parts, tonic::body::Body::new(body));
+        let sent = async { channel.ready().await?.call(request).await };
+        let answer = sent.await.map_err(|error| {
+            tracing::info!({ names::ENDPOINT } = endpoint, { names::ERROR } = %error, "a call was not passed on");
+            let code = if was_refused(&error) { Code::Unavailable } else { Status::from_error(Box::new(error)).code() };
+            lost(&endpoint, code)
+        })?;
+        Ok(answer.map(Body::new))
+    }
+}
+
+/// Whether the other end says that it has not looked at a call, and will not: a server that stops in order names the last
+/// one it serves (RFC 9113, 6.8: what comes after it can be repeated safely).
+pub(crate) fn was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<h2::Error>()).any(|error| {
+        let stops = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+        stops || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+    })
+}
+
+/// A call that came to no answer at the leader.
+fn lost(endpoint: &str, code: Code) -> Status {
+    // Cancelled by this end: the connection had ended before the call was written to it.
+    if matches!(code, Code::Unavailable | Code::Cancelled) {
+        return no_leader(&format!("the leader at {endpoint} cannot be reached"));
+    }
+    let text = format!(
+        "the connection to the leader at {endpoint} broke; it is not known whether this happened: read back, or repeat the \
+         very same call"
+    );
+    status::failure(ErrorClass::Unknown, "OUTCOME_UNKNOWN", &text)
+}
+
+/// What a call is to several controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Shows what is known.
+    Look,
+    /// Changes something.
+    Change,
+}
+
+fn kind(path: &str) -> Option<Kind> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    if !SERVICES.contains(&service) {
+        return None;
+    }
+    Some(if LOOKS.iter().any(|verb| method.starts_with(verb)) { Kind::Look } else { Kind::Change })
+}
+
+/// What the router needs to know.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) forwarder: Forwarder,
+    pub(super) replica: Replica,
+}
+
+/// Answers here or passes on.
+pub(super) async fn route(State(gate): State<Gate>, mut request: Request<Body>, next: Next) -> Response {
+    let Gate { forwarder, replica } = gate;
+    let outcome = match kind(request.uri().path()) {
+        None => return next.run(request).await,
+        Some(Kind::Look) => match wait(&replica, request.headers()).await {
+            Ok(()) => return next.run(request).await,
+            Err(status) => Err(status),
+        },
+        Some(Kind::Change) => {
+            let forwarded = forwarder.unwrap(&mut request);
+            if forwarder.board.leads() {
+                return next.run(request).await;
+            }
+            if forwarded {
+                Err(no_leader("the leadership is changing: a call was passed on to a controller that does not lead"))
+            } else {
+                forwarder.pass_on(request).await
+            }
+        }
+    };
+    match outcome {
+        Ok(response) => {
+            if let Some(revision) = number(response.headers(), REVISION).ok().flatten() {
+                // Whoever waits longer than that goes on with `berth-min-revision`.
+                let _late = tokio::time::timeout(CATCH_UP, replica.reach(revision)).await;
+            }
+            response
+        }
+        Err(status) => status.into_http(),
+    }
+}
+
+/// Waits until this controller shows what the caller wants to see, and anything at all.
+async fn wait(replica: &Replica, headers: &HeaderMap) -> Result<(), Status> {
+    let least = number(headers, MIN_REVISION)?.unwrap_or(0);
+    let asked = asked_deadline(headers).map_or(PATIENCE, |asked| asked.saturating_sub(LAST_WORD));
+    match tokio::time::timeout(asked.min(PATIENCE), replica.reach(least)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(ended)) => Err(no_leader(&ended.to_string())),
+        Err(_) => {
+            let now = replica.now();
+            let text = if now.is_loaded() {
+                format!(
+                    "this controller shows revision {} and {least} is asked for; try again, or elsewhere",
+                    now.revision
+                )
+            } else {
+                "this controller has not read the store yet; try again, or elsewhere".to_owned()
+            };
+            Err(status::failure(ErrorClass::Unavailable, "BEHIND", &text))
+        }
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Result<Option<u64>, Status> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    match value.to_str().ok().and_then(|text| text.parse().ok()) {
+        Some(number) => Ok(Some(number)),
+        None => {
+            let wrong = FieldError::new(name, "is not a revision: a whole number, as answers name it");
+            Err(status::refusal_to_status(&Refusal::Invalid(vec![wrong])))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_proto::status::Problem;
+    use prost_reflect::DescriptorPool;
+
+    /// A method with a new verb goes to the leader, where it is right wherever it belongs.
+    #[test]
+    fn every_method_is_answered_where_it_belongs() {
+        let pool = DescriptorPool::decode(berth_proto::DESCRIPTORS).unwrap();
+        let methods = pool.services().flat_map(|service| {
+            service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name())).collect::<Vec<_>>()
+        });
+        let changes: Vec<_> = methods.filter(|path| kind(path) == Some(Kind::Change)).collect();
+        for known in ["Create", "Commit", "Release"] {
+            assert!(changes.contains(&format!("/berth.v1.Placements/{known}")), "{changes:?}");
+        }
+        assert_eq!(kind("/berth.v1.Placements/List"), Some(Kind::Look));
+        assert_eq!(kind("/berth.v1.NodeAgent/Session"), None);
+        assert_eq!(kind("/berth.v1.Operations/Status"), None, "it tells how far this controller is");
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_more_than_is_known_is_told_both_revisions() {
+        let (replica, mut publisher) = Replica::empty();
+        let headers = |revision: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(MIN_REVISION, revision.parse().unwrap());
+            headers.insert("grpc-timeout", "100m".parse().unwrap());
+            headers
+        };
+        let status = wait(&replica, &headers("0")).await.unwrap_err();
+        assert!(status.message().contains("has not read the store"), "{status:?}");
+        publisher.restart(Default::default(), 7, 1, Default::default());
+        wait(&replica, &headers("7")).await.unwrap();
+        let problem = Problem::from_status(&wait(&replica, &headers("8")).await.unwrap_err());
+        assert_eq!((problem.class, problem.reason.as_str()), (ErrorClass::Unavailable, "BEHIND"));
+        assert!(problem.message.contains('7') && problem.message.contains('8'), "{problem:?}");
+        assert!(problem.retry_after.is_some());
+        let status = wait(&replica, &headers("soon")).await.unwrap_err();
+        assert!(status.code() == Code::InvalidArgument && status.message().contains(MIN_REVISION), "{status:?}");
+        let asked = headers("8");
+        let waiting = wait(&replica, &asked);
+        let publishing = async { publisher.replace(Default::default(), 8) };
+        let (waited, _) = tokio::join!(waiting, publishing);
+        waited.unwrap();
+    }
+
+    #[test]
+    fn only_a_connection_that_never_stood_proves_that_nothing_happened() {
+        for code in [Code::Unavailable, Code::Cancelled] {
+            assert_eq!(lost("http://c", code).code(), Code::Unavailable);
+        }
+        for code in [Code::Unknown, Code::Internal] {
+            assert_eq!(lost("http://c", code).code(), Code::Unknown);
+        }
+    }
+}
