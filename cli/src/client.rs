@@ -201,7 +201,9 @@ impl Client {
                     others -= 1;
                     self.turn_to_next();
                 }
-                failed => return Err(self.written(failed, unsure)),
+                failed @ (Failed::Refused(_) | Failed::Silent(_) | Failed::Tls(_)) => {
+                    return Err(self.written(failed, unsure));
+                }
             }
         }
     }
