@@ -40,8 +40,8 @@ use store::{Flight, SimStore};
 /// How long everything goes wrong, in seconds of virtual time: one or some lives of placements, of leaders and of agents.
 /// Many short runs find more than few long ones.
 const TROUBLE: RangeInclusive<u64> = 40..=180;
-/// Within this everything must have come to rest once nothing goes wrong any more. The longest chain is a release that is
-/// given up after five minutes, with what waited behind it for the same VM or card; the rest is margin.
+/// Within this everything must have come to rest once nothing goes wrong any more. The longest chain is an undoing with
+/// every step tried again at its slowest, and what waited behind it for the same VM or card; the rest is margin.
 const CALM: Duration = Duration::from_secs(30 * 60);
 
 /// What a run came to.

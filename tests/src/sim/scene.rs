@@ -27,7 +27,7 @@ pub(super) fn limits(small_history: bool) -> Limits {
         attach: s(60),
         start: s(60),
         verify: s(120),
-        release: s(300),
+        release: s(60),
         ..Limits::default()
     };
     if small_history { Limits { history: 3, ..limits } } else { limits }
