@@ -54,9 +54,10 @@ async fn three() -> (Turns, Vec<Running>) {
 }
 
 fn is_settled(controllers: &[Running]) -> bool {
-    let leaders = controllers.iter().filter(|one| one.board.leads()).count();
-    let heard = controllers.iter().filter(|one| one.board.now().told.is_some()).count();
-    (leaders, heard) == (1, controllers.len() - 1)
+    let standings: Vec<_> = controllers.iter().map(|one| one.board.now()).collect();
+    let mut leaders = standings.iter().filter(|one| one.leads);
+    let (Some(leader), None) = (leaders.next(), leaders.next()) else { return false };
+    standings.iter().all(|one| one.leads || one.told.is_some() && one.leader == leader.leader)
 }
 
 fn leader(controllers: &[Running]) -> usize {
@@ -293,10 +294,12 @@ async fn insist<T, F: Future<Output = Result<T, Status>>>(mut call: impl FnMut()
     let end = Instant::now() + PATIENCE;
     loop {
         match call().await {
-            // tonic calls it an internal error when a server that stops did not take a call any more. And a call may be
-            // under way in the moment in which its connection breaks: the answer says so, and that repeating is safe.
+            // tonic calls it an internal error, or cancelled, when a server that stops did not take a call any more. And
+            // a call may be under way in the moment in which its connection breaks: the answer says so, and that
+            // repeating is safe.
             Err(status)
-                if (matches!(status.code(), Code::Unavailable | Code::Unknown) || was_refused(&status))
+                if (matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+                    || was_refused(&status))
                     && Instant::now() < end =>
             {
                 tokio::time::sleep(Duration::from_millis(20)).await;
