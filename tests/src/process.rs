@@ -324,7 +324,8 @@ impl Dev {
         let mut berth = command(berth()?);
         berth.args(["dev", "--listen", listen]).args(args).env_remove("BERTH_ENDPOINT");
         let mut process = Process::start(berth)?;
-        let endpoint = process.wait_for_line(START, endpoint_in)?;
+        // Only what it says of itself: its log may name the leader that it takes over from.
+        let endpoint = process.wait_for_line(START, |line| endpoint_in(line.strip_prefix("Berth is at ")?))?;
         Ok(Self { process, endpoint })
     }
 
