@@ -43,6 +43,14 @@ struct Entry {
     slot: Option<Slot>,
 }
 
+impl Entry {
+    fn look_again(&self) {
+        if let Some(slot) = &self.slot {
+            slot.outgoing.send_modify(|outgoing| outgoing.looks = outgoing.looks.wrapping_add(1));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     id: SessionId,
@@ -145,9 +153,12 @@ impl Outbox for Seen {
     }
 
     fn look_again(&self) {
-        let table = self.table();
-        for slot in table.nodes.values().filter_map(|entry| entry.slot.as_ref()) {
-            slot.outgoing.send_modify(|outgoing| outgoing.looks = outgoing.looks.wrapping_add(1));
+        self.table().nodes.values().for_each(Entry::look_again);
+    }
+
+    fn look_again_at(&self, node: &NodeName) {
+        if let Some(entry) = self.table().nodes.get(node) {
+            entry.look_again();
         }
     }
 }

@@ -1,248 +1,26 @@
-//! From decisions to durable transactions: grouped, several in flight, in order where order matters.
+//! From decisions to durable transactions: grouped, several in flight, each brought to a certain end.
 //!
-//! Owns what is decided and not yet known to be durable. Must never split one decision, must never have two transactions
-//! in flight of which one needs the other, and never says "durable" of anything before all that was decided earlier is.
-//!
-//! Groups are sent strictly in the order they were made; the last one that is still waiting takes further decisions.
-//! While the store is busy, groups therefore grow, and the slower it is, the more decisions share one durable write.
-//!
-//! [`Groups`] holds these rules and never waits, so that the simulation drives the same ones; [`Pipeline`] adds the store.
+//! [`Groups`] holds what is decided, its order, and what is undone when a group fails; [`Effort`] brings one transaction
+//! to a certain end, reading back what a lost answer leaves open. Both wait for nothing, so that the simulation drives
+//! the same rules; [`Pipeline`] adds the store and the clock.
 
-use berth_core::decide::{Change, Claimed};
-use berth_store::record;
-use berth_store::{
-    CommitError, Fence, MAX_OPERATIONS, MAX_VALUE_BYTES, Precondition, Revision, Store, Transaction, Write, key,
-};
-use bytes::Bytes;
+mod effort;
+mod groups;
+
+pub use effort::{Effort, Next};
+pub use groups::{Fate, Groups, Loss, Undone, Unfit};
+
+use berth_store::{CommitError, Revision, Store, Transaction};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// Transactions in flight. One waits for the disk, one travels, one is being answered; a fourth covers jitter. More would
-/// only make each of them smaller.
-const IN_FLIGHT: usize = 4;
-/// Most bytes of values in one transaction: with keys and framing still below etcd's request limit of 1.5 MiB.
-const MAX_BYTES: usize = 1024 * 1024;
-
-/// A decision that no store would take. The brain keeps its decisions far below these bounds, so this is a fault of
-/// Berth.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
-    /// More operations than one transaction may have.
-    #[error("one decision has {operations} operations, a transaction takes {MAX_OPERATIONS}")]
-    Operations {
-        /// How many it has.
-        operations: usize,
-    },
-    /// A record larger than the store takes.
-    #[error("the record of {key} has {bytes} bytes, the store takes {MAX_VALUE_BYTES}")]
-    Record {
-        /// Its key.
-        key: String,
-        /// Its size.
-        bytes: usize,
-    },
-    /// Two changes of one key.
-    #[error("one decision changes {key} twice")]
-    Twice {
-        /// The key.
-        key: String,
-    },
-}
-
-/// What became of a group that was not found durable in its turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Surely not written.
-    NotWritten,
-    /// Written, perhaps.
-    Unknown,
-}
-
-#[derive(Debug)]
-enum Progress {
-    Waiting,
-    InFlight,
-    Durable(Revision),
-    Failed(Fate),
-}
-
-/// The decisions that share one transaction.
-#[derive(Debug)]
-struct Group {
-    id: u64,
-    preconditions: Vec<Precondition>,
-    writes: Vec<Write>,
-    /// Where in `writes` a key is.
-    written: HashMap<String, usize>,
-    /// Nodes that its placements rest on: a placement must not become durable before its node.
-    reads: BTreeSet<String>,
-    bytes: usize,
-    progress: Progress,
-}
-
-/// One decision as writes.
-#[derive(Debug, Default)]
-struct Prepared {
-    parts: Vec<Part>,
-    reads: BTreeSet<String>,
-}
-
-#[derive(Debug)]
-struct Part {
-    key: String,
-    /// `None` for a node: see [`Groups::node_versions`].
-    precondition: Option<Precondition>,
-    write: Write,
-}
-
-impl Part {
-    fn bytes(&self) -> usize {
-        match &self.write {
-            Write::Put { value, .. } => value.len(),
-            Write::Delete { .. } => 0,
-        }
-    }
-}
-
-/// What is decided and not yet known to be durable. Waits for nothing and sends nothing itself.
-#[derive(Debug)]
-pub struct Groups {
-    fence: Fence,
-    groups: VecDeque<Group>,
-    next_group: u64,
-    /// How often each node's record was written, those writes included that are on their way. Many decisions in one
-    /// transaction may change one node; it is then written once, so that the store's count falls behind the brain's.
-    node_versions: BTreeMap<String, u64>,
-    in_flight: usize,
-    /// Groups that are durable together with all before them, not yet asked for.
-    durable: VecDeque<(u64, Revision)>,
-    /// Highest revision of the groups asked for.
-    revision: Revision,
-}
-
-impl Groups {
-    /// The leadership that writes.
-    pub(crate) fn fence(&self) -> &Fence {
-        &self.fence
-    }
-
-    /// No groups. `node_versions` says how often each node's record was written, by key; `revision` is that of the world
-    /// it starts from.
-    pub fn new(fence: Fence, node_versions: BTreeMap<String, u64>, revision: Revision) -> Self {
-        Self {
-            fence,
-            groups: VecDeque::new(),
-            next_group: 0,
-            node_versions,
-            in_flight: 0,
-            durable: VecDeque::new(),
-            revision,
-        }
-    }
-
-    /// Takes the changes of one decision. Gives the group it is part of, `None` if nothing is to be written.
-    ///
-    /// # Errors
-    /// [`Unfit`], when no transaction can hold it; the groups and the brain have parted then.
-    pub fn add(&mut self, changes: &[Change]) -> Result<Option<u64>, Unfit> {
-        if changes.is_empty() {
-            return Ok(None);
-        }
-        let decision = prepare(changes)?;
-        let joins = self.groups.back().is_some_and(|group| group.takes(&decision));
-        if !joins {
-            self.groups.push_back(Group::new(self.next_group));
-            self.next_group = self.next_group.saturating_add(1);
-        }
-        let Some(group) = self.groups.back_mut() else { return Ok(None) };
-        group.take(decision, &mut self.node_versions);
-        Ok(Some(group.id))
-    }
-
-    /// Everything taken so far is durable once [`Groups::durable_at`] answers for this mark.
-    pub fn mark(&self) -> u64 {
-        self.next_group
-    }
-
-    /// The revision up to a mark, once everything before it is durable.
-    pub fn durable_at(&mut self, mark: u64) -> Option<Revision> {
-        let undone = self.groups.front().map_or(self.next_group, |group| group.id);
-        if undone < mark {
-            return None;
-        }
-        while let Some((_, revision)) = self.durable.front().copied().filter(|(id, _)| *id < mark) {
-            // Two transactions in flight may land in the other order.
-            self.revision = self.revision.max(revision);
-            self.durable.pop_front();
-        }
-        Some(self.revision)
-    }
-
-    /// How many wait for the store.
-    pub fn count(&self) -> usize {
-        self.groups.len()
-    }
-
-    /// The next group whose turn it is, as a transaction to send now. Its end is to be told to [`Groups::ended`].
-    pub fn next_to_send(&mut self) -> Option<(u64, Transaction)> {
-        if self.in_flight >= IN_FLIGHT {
-            return None;
-        }
-        let at = self.groups.iter().position(|group| matches!(group.progress, Progress::Waiting))?;
-        let group = self.groups.get(at)?;
-        let ready = self
-            .groups
-            .range(..at)
-            .all(|before| !matches!(before.progress, Progress::InFlight) || !group.needs(before));
-        if !ready {
-            return None;
-        }
-        let group = self.groups.get_mut(at)?;
-        group.progress = Progress::InFlight;
-        self.in_flight += 1;
-        let transaction = Transaction {
-            fence: Some(self.fence.clone()),
-            preconditions: std::mem::take(&mut group.preconditions),
-            writes: std::mem::take(&mut group.writes),
-        };
-        Some((group.id, transaction))
-    }
-
-    /// Takes note of a transaction's end.
-    ///
-    /// # Errors
-    /// Why it failed, as given. The world must then be loaded anew, once all that is in flight has ended.
-    pub fn ended(&mut self, id: u64, result: Result<Revision, CommitError>) -> Result<(), CommitError> {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        let (progress, answer) = match result {
-            Ok(revision) => (Progress::Durable(revision), Ok(())),
-            Err(error) => (Progress::Failed(fate(&error)), Err(error)),
-        };
-        if let Some(group) = self.groups.iter_mut().find(|group| group.id == id) {
-            group.progress = progress;
-        }
-        while let Some(Progress::Durable(revision)) = self.groups.front().map(|group| &group.progress) {
-            let revision = *revision;
-            if let Some(group) = self.groups.pop_front() {
-                self.durable.push_back((group.id, revision));
-            }
-        }
-        answer
-    }
-
-    /// What became of a group, once nothing is in flight any more.
-    pub fn fate(&self, id: u64) -> Fate {
-        match self.groups.iter().find(|group| group.id == id).map(|group| &group.progress) {
-            Some(Progress::Waiting) => Fate::NotWritten,
-            Some(Progress::Failed(fate)) => *fate,
-            // Durable, but behind one that failed: its caller must read back.
-            Some(Progress::InFlight | Progress::Durable(_)) | None => Fate::Unknown,
-        }
-    }
-}
+/// Before a transaction that was surely not written is sent again, or a read that failed is repeated; doubles each time.
+const PAUSE: Duration = Duration::from_millis(25);
+/// Longest pause: etcd elects a leader of its own within about a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
 /// The result of one transaction.
 type Settled = (u64, Result<Revision, CommitError>);
@@ -257,7 +35,7 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// An empty pipeline. A transaction without an answer after `deadline` counts as unknown.
+    /// An empty pipeline. A transaction without a certain end after `deadline` counts as unknown.
     pub(crate) fn new(store: Arc<dyn Store>, groups: Groups, deadline: Duration) -> Self {
         Self { store, deadline, groups, in_flight: FuturesUnordered::new() }
     }
@@ -270,176 +48,46 @@ impl Pipeline {
     /// Sends every group whose turn it is.
     pub(crate) fn dispatch(&mut self) {
         while let Some((id, transaction)) = self.groups.next_to_send() {
-            let (store, deadline) = (Arc::clone(&self.store), self.deadline);
-            self.in_flight.push(Box::pin(async move {
-                let result = match tokio::time::timeout(deadline, store.commit(transaction)).await {
-                    Ok(result) => result,
-                    Err(_) => Err(CommitError::Unknown(format!("no answer after {} ms", deadline.as_millis()))),
-                };
-                (id, result)
-            }));
+            let (store, end) = (Arc::clone(&self.store), Instant::now() + self.deadline);
+            self.in_flight.push(Box::pin(async move { (id, carry_through(store.as_ref(), transaction, end).await) }));
         }
     }
 
     /// Waits for the next transaction to end; `None` when none is in flight.
     ///
     /// # Errors
-    /// Why it failed. The world must then be loaded anew, after [`Pipeline::settle`].
+    /// Why it failed. What rests on it must then be undone, once nothing is in flight any more.
     pub(crate) async fn next(&mut self) -> Option<Result<(), CommitError>> {
         let (id, result) = self.in_flight.next().await?;
         Some(self.groups.ended(id, result))
     }
-
-    /// Waits until nothing is in flight any more. Bounded by the deadline of the last transaction sent.
-    pub(crate) async fn settle(&mut self) {
-        while let Some((id, result)) = self.in_flight.next().await {
-            // The failure that ends this pipeline was told already; what matters here is each group's fate.
-            let _told = self.groups.ended(id, result);
-        }
-    }
 }
 
-fn fate(error: &CommitError) -> Fate {
-    match error {
-        CommitError::Precondition { .. }
-        | CommitError::Fenced
-        | CommitError::Illegal(_)
-        | CommitError::Unavailable(_) => Fate::NotWritten,
-        CommitError::Unknown(_) => Fate::Unknown,
-    }
-}
-
-impl Group {
-    fn new(id: u64) -> Self {
-        Self {
-            id,
-            preconditions: Vec::new(),
-            writes: Vec::new(),
-            written: HashMap::new(),
-            reads: BTreeSet::new(),
-            bytes: 0,
-            progress: Progress::Waiting,
-        }
-    }
-
-    /// Whether a decision fits in here as a whole.
-    fn takes(&self, decision: &Prepared) -> bool {
-        let clash = |part: &Part| part.precondition.is_some() && self.written.contains_key(&part.key);
-        let new = decision.parts.iter().filter(|part| !self.written.contains_key(&part.key)).count();
-        // Each write has one precondition, and the fence is one more.
-        let operations = self.writes.len() + new + 1;
-        let bytes = self.bytes + decision.parts.iter().map(Part::bytes).sum::<usize>();
-        matches!(self.progress, Progress::Waiting)
-            && operations <= MAX_OPERATIONS
-            && bytes <= MAX_BYTES
-            && !decision.parts.iter().any(clash)
-    }
-
-    fn take(&mut self, decision: Prepared, node_versions: &mut BTreeMap<String, u64>) {
-        self.reads.extend(decision.reads);
-        for part in decision.parts {
-            self.bytes += part.bytes();
-            let Part { key, precondition, write } = part;
-            match (self.written.get(&key), precondition) {
-                // The node again: its record as of the last decision is the one to write.
-                (Some(at), _) => {
-                    if let Some(slot) = self.writes.get_mut(*at) {
-                        *slot = write;
-                    }
-                }
-                (None, precondition) => {
-                    let precondition = precondition.unwrap_or_else(|| {
-                        let version = node_versions.entry(key.clone()).or_insert(0);
-                        let before = *version;
-                        *version += 1;
-                        Precondition::Version { key: key.clone(), version: before }
-                    });
-                    self.written.insert(key, self.writes.len());
-                    self.preconditions.push(precondition);
-                    self.writes.push(write);
-                }
-            }
-        }
-    }
-
-    /// Whether this group must wait until an earlier one is durable.
-    fn needs(&self, earlier: &Self) -> bool {
-        self.written.keys().any(|key| earlier.written.contains_key(key))
-            || self.reads.iter().any(|key| earlier.written.contains_key(key))
-    }
-}
-
-/// The one translation of changes into writes with preconditions.
-fn prepare(changes: &[Change]) -> Result<Prepared, Unfit> {
-    let mut prepared = Prepared::default();
-    for change in changes {
-        let (key, precondition, write) = match change {
-            Change::PutPlacement(placement) => {
-                prepared.reads.extend(placement.assignment.as_ref().map(|assignment| key::node(&assignment.node)));
-                let key = key::placement(placement.name());
-                let before = Precondition::Version { key: key.clone(), version: placement.version.saturating_sub(1) };
-                let value = record::placement(placement);
-                (key.clone(), Some(before), Write::Put { key, value })
-            }
-            Change::RemovePlacement { name, version } => {
-                let key = key::placement(name);
-                let before = Precondition::Version { key: key.clone(), version: *version };
-                (key.clone(), Some(before), Write::Delete { key })
-            }
-            Change::PutNode(node) => {
-                let key = key::node(&node.name);
-                (key.clone(), None, Write::Put { key, value: record::node(node) })
-            }
-            Change::Claim { what, placement, uid } => {
-                let (key, value) = (claim_key(what), record::claim(placement, uid));
-                (key.clone(), Some(Precondition::absent(key.clone())), Write::Put { key, value })
-            }
-            Change::Unclaim { what, placement, uid } => {
-                let (key, value): (_, Bytes) = (claim_key(what), record::claim(placement, uid));
-                (key.clone(), Some(Precondition::Value { key: key.clone(), value }), Write::Delete { key })
-            }
-        };
-        let part = Part { key, precondition, write };
-        if part.bytes() > MAX_VALUE_BYTES {
-            return Err(Unfit::Record { bytes: part.bytes(), key: part.key });
-        }
-        match prepared.parts.iter_mut().find(|other| other.key == part.key) {
-            None => prepared.parts.push(part),
-            Some(other) => match hands_over(other, &part) {
-                Some(handed_over) => *other = handed_over,
-                None => return Err(Unfit::Twice { key: part.key }),
+/// Brings a transaction to a certain end, or says that there is none by then.
+async fn carry_through(store: &dyn Store, transaction: Transaction, end: Instant) -> Result<Revision, CommitError> {
+    let mut effort = Effort::new(transaction);
+    let mut next = Next::Send;
+    let mut pause = PAUSE;
+    loop {
+        next = match next {
+            Next::Settled(result) => return result,
+            Next::Send => match timeout_at(end, store.commit(effort.transaction().clone())).await {
+                Ok(result) => effort.answered(result),
+                Err(_) => effort.answered(Err(CommitError::Unknown("no answer in time".to_owned()))),
             },
+            Next::ReadBack => match timeout_at(end, store.range(effort.witness(), None, None, 1)).await {
+                Ok(Ok(page)) => effort.read_back(&page),
+                Ok(Err(_)) | Err(_) => Next::ReadBack,
+            },
+        };
+        if let Next::Settled(result) = next {
+            return result;
         }
-    }
-    let operations = prepared.parts.len() + 1;
-    if operations > MAX_OPERATIONS {
-        return Err(Unfit::Operations { operations });
-    }
-    Ok(prepared)
-}
-
-/// One decision may end one placement and give what it owned to another that waits: the claim then changes hands in one
-/// write, which still needs the former owner to be the one that is stored. `None` for any other two changes of one key.
-fn hands_over(one: &Part, other: &Part) -> Option<Part> {
-    let (given_up, taken) = match (&one.write, &other.write) {
-        (Write::Delete { .. }, Write::Put { .. }) => (one, other),
-        (Write::Put { .. }, Write::Delete { .. }) => (other, one),
-        (Write::Put { .. }, Write::Put { .. }) | (Write::Delete { .. }, Write::Delete { .. }) => return None,
-    };
-    let absent = Precondition::absent(taken.key.clone());
-    match &given_up.precondition {
-        Some(owned @ Precondition::Value { .. }) if taken.precondition.as_ref() == Some(&absent) => {
-            Some(Part { key: taken.key.clone(), precondition: Some(owned.clone()), write: taken.write.clone() })
+        if Instant::now() >= end {
+            return Err(effort.give_up());
         }
-        Some(Precondition::Value { .. } | Precondition::Version { .. }) | None => None,
-    }
-}
-
-fn claim_key(what: &Claimed) -> String {
-    match what {
-        Claimed::Gpu(gpu) => key::gpu_claim(gpu),
-        Claimed::Vm(vm) => key::vm_claim(vm),
-        Claimed::Request(id) => key::request(id),
+        sleep_until((Instant::now() + pause).min(end)).await;
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
 }
 

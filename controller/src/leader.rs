@@ -3,8 +3,10 @@
 //! Owns the [`berth_core::decide::Brain`]. Must never answer anybody, or send an agent anything, that rests on what is
 //! not committed yet: what a batch of inputs came to waits, in order, behind every commit before it.
 //!
-//! When a commit fails or its answer is lost, nothing speculative survives: who waits is told, a new leadership is won
-//! (so that a lost commit that is still under way somewhere cannot land any more) and the world is loaded anew.
+//! When a commit fails, what it wrote and what rests on it is taken back, and only that: who waits for it is told, and
+//! what is stored takes its place. When even reading back does not tell whether a commit landed, nothing speculative
+//! survives: a new leadership is won (so that a lost commit that is still under way somewhere cannot land any more) and the
+//! world is loaded anew.
 
 pub mod desk;
 pub mod load;

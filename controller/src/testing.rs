@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     After,
     /// Nothing is written, and the answer is lost.
     Lost,
+    /// There is no room.
+    Full,
 }
 
 /// A store in memory whose commits wait for permits and fail as scripted.
@@ -94,6 +96,7 @@ impl Store for Scripted {
         match fault {
             None => self.inner.commit(transaction).await,
             Some(Fault::Before) => Err(CommitError::Unavailable("scripted".into())),
+            Some(Fault::Full) => Err(CommitError::Full("scripted".into())),
             Some(Fault::Lost) => Err(CommitError::Unknown("scripted".into())),
             Some(Fault::After) => {
                 self.inner.commit(transaction).await?;
@@ -115,6 +118,8 @@ impl Store for Scripted {
 pub(crate) struct Remembering {
     pub(crate) sent: Mutex<Vec<(NodeName, DesiredNode)>>,
     pub(crate) looks: std::sync::atomic::AtomicUsize,
+    /// Nodes whose agents were asked alone.
+    pub(crate) looked_at: Mutex<Vec<NodeName>>,
 }
 
 impl Remembering {
@@ -130,6 +135,9 @@ impl Outbox for Remembering {
     }
     fn look_again(&self) {
         self.looks.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+    fn look_again_at(&self, node: &NodeName) {
+        self.looked_at.lock().unwrap().push(node.clone());
     }
 }
 

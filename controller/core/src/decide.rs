@@ -1,12 +1,14 @@
 //! The only door to the brain: an input goes in, a decision comes out, and the world is as if it were committed.
 //!
-//! The shell commits the changes of a decision, in order, before it tells anyone. If a commit fails for good, the shell
-//! throws the brain away and loads a new one from the store: nothing speculative survives.
+//! The shell commits the changes of a decision, in order, before it tells anyone. Decisions that are surely not committed
+//! are taken back by [`Brain::put_back`]; when that is not sure, the shell throws the brain away and loads a new one from
+//! the store. Either way nothing speculative survives.
 
 mod agent;
 mod caller;
 mod draft;
 mod time;
+mod undo;
 
 use crate::desired;
 pub use crate::limits::Limits;
@@ -27,6 +29,7 @@ use draft::Draft;
 pub(crate) use draft::claims;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+pub use undo::Stored;
 
 /// What happened.
 #[derive(Clone, Debug)]

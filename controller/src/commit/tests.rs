@@ -1,10 +1,13 @@
 //! Grouping and order, against a store whose commits end when the test says so.
 
+use super::groups::IN_FLIGHT;
 use super::*;
 use crate::testing::{Fault, Scripted, hello, node, report, request, uid};
-use berth_core::decide::{Brain, Input, Limits};
+use berth_core::decide::{Brain, Change, Claimed, Input, Limits};
 use berth_model::placement::{Phase, Placement};
 use berth_model::{PlacementName, Timestamp};
+use berth_store::{MAX_OPERATIONS, key, record};
+use std::collections::BTreeMap;
 
 /// A store, and a pipeline that leads on it.
 async fn pipeline(permits: usize) -> (Arc<Scripted>, Pipeline) {
@@ -180,11 +183,11 @@ async fn nothing_counts_as_durable_before_all_that_was_decided_earlier_is() {
     begin(&mut pipeline).await;
     assert_eq!(pipeline.groups.add(&[]).unwrap(), None);
     assert_eq!(pipeline.groups.mark(), after_second, "without changes it waits for what is in flight already");
-    store.fail(Fault::Before);
+    store.fail(Fault::Full);
     store.gate.add_permits(2);
     let mut results = [pipeline.next().await.unwrap(), pipeline.next().await.unwrap()];
     results.sort_by_key(Result::is_ok);
-    assert!(matches!(results[0], Err(CommitError::Unavailable(_))) && results[1].is_ok());
+    assert!(matches!(results[0], Err(CommitError::Full(_))) && results[1].is_ok());
     assert_eq!(pipeline.groups.durable_at(after_first), None);
     assert_eq!(pipeline.groups.durable_at(after_second), None, "the second is durable, but the first is not");
     assert_eq!(pipeline.groups.fate(first), Fate::NotWritten);
@@ -198,8 +201,85 @@ async fn a_commit_without_an_answer_is_unknown_not_failed() {
     let group = pipeline.groups.add(&[placement("a", 1)]).unwrap().unwrap();
     pipeline.dispatch();
     assert!(matches!(pipeline.next().await, Some(Err(CommitError::Unknown(_)))));
-    pipeline.settle().await;
     assert_eq!(pipeline.groups.fate(group), Fate::Unknown);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_found_again_and_nothing_is_written_twice() {
+    for fault in [Fault::Before, Fault::Lost, Fault::After] {
+        let (store, mut pipeline) = pipeline(1000).await;
+        store.fail(fault);
+        pipeline.groups.add(&[placement("a", 1)]).unwrap();
+        drain(&store, &mut pipeline).await;
+        let stored = store.get(&key::placement(&"a".parse().unwrap())).await.unwrap().unwrap();
+        assert_eq!(stored.version, 1, "{fault:?}");
+        assert_eq!(pipeline.groups.durable_at(pipeline.groups.mark()), Some(stored.modified), "{fault:?}");
+        assert_eq!(store.transactions(), if fault == Fault::After { 1 } else { 2 }, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_back_stays_unknown() {
+    let (store, mut pipeline) = pipeline(1000).await;
+    pipeline.deadline = Duration::from_millis(100);
+    store.fail(Fault::After);
+    store.away.store(true, std::sync::atomic::Ordering::SeqCst);
+    pipeline.groups.add(&[placement("a", 1)]).unwrap();
+    pipeline.dispatch();
+    assert!(matches!(pipeline.next().await, Some(Err(CommitError::Unknown(_)))));
+    assert_eq!(store.transactions(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_takes_along_what_needs_it_and_nothing_else() {
+    let names = |undone: &Undone| undone.placements.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    for (loss, gone) in [(Loss::Own, "fails rests"), (Loss::Waiting, "apart fails rests")] {
+        let (store, mut pipeline) = pipeline(0).await;
+        pipeline.groups.add(&[placement("fails", 1)]).unwrap();
+        begin(&mut pipeline).await;
+        let lands = pipeline.groups.add(&[placement("lands", 1)]).unwrap().unwrap();
+        begin(&mut pipeline).await;
+        // Two changes of one key: no transaction holds both, so that each begins a group. The last one is full.
+        pipeline.groups.add(&[placement("fails", 2), placement("rests", 1)]).unwrap();
+        pipeline.groups.add(&[placement("rests", 2)]).unwrap();
+        pipeline.groups.add(&claim(MAX_OPERATIONS - 2)).unwrap();
+        let apart = pipeline.groups.add(&[placement("apart", 1)]).unwrap().unwrap();
+        assert!(lands < apart);
+        store.fail(Fault::Full);
+        store.gate.add_permits(2);
+        let results = [pipeline.next().await.unwrap(), pipeline.next().await.unwrap()];
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+        assert_eq!(pipeline.groups.next_to_send().map(|(id, _)| id), None, "nothing is sent before it is undone");
+
+        let undone = pipeline.groups.undo(loss);
+        assert_eq!(names(&undone), gone, "{loss:?}");
+        drain(&store, &mut pipeline).await;
+        let stored = store.range(key::PLACEMENTS, None, None, 10).await.unwrap().items;
+        let stored: Vec<_> = stored.iter().map(|item| item.key.rsplit('/').next().unwrap()).collect();
+        let kept = if loss == Loss::Own { vec!["apart", "lands"] } else { vec!["lands"] };
+        assert_eq!(stored, kept, "{loss:?}");
+        assert!(pipeline.groups.durable_at(pipeline.groups.mark()).is_some(), "nothing is left to wait for");
+        // What was undone can be decided again.
+        pipeline.groups.add(&[placement("fails", 1)]).unwrap();
+        drain(&store, &mut pipeline).await;
+    }
+}
+
+#[tokio::test]
+async fn an_undone_node_is_written_again_as_often_as_it_really_was() {
+    let (store, mut pipeline) = pipeline(1000).await;
+    pipeline.groups.add(&[node_change("n1", 1)]).unwrap();
+    drain(&store, &mut pipeline).await;
+    store.fail(Fault::Full);
+    pipeline.groups.add(&[node_change("n1", 2)]).unwrap();
+    pipeline.dispatch();
+    pipeline.next().await.unwrap().unwrap_err();
+    let undone = pipeline.groups.undo(Loss::Own);
+    assert_eq!(undone.nodes, [node("n1")].into());
+    pipeline.groups.put_back(&node("n1"), 1);
+    pipeline.groups.add(&[node_change("n1", 2)]).unwrap();
+    drain(&store, &mut pipeline).await;
+    assert_eq!(store.get(&key::node(&node("n1"))).await.unwrap().unwrap().version, 2);
 }
 
 #[tokio::test]

@@ -4,6 +4,10 @@
 //! Owns the [`Brain`] of one leadership and the order "durable first, then told". Waits for nothing and has no clock, so
 //! that the simulation drives the very same rules as [`super::run`] does.
 
+mod undo;
+
+pub use undo::TakenBack;
+
 use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
 use crate::commit::{Fate, Groups, Unfit};
 use berth_core::decide::{Brain, Input};

@@ -2,16 +2,20 @@
 //!
 //! Must never repair anything: records that contradict one another need a person.
 
-use berth_core::decide::{self, Brain, Limits};
+use crate::commit::Undone;
+use berth_core::decide::{self, Brain, Limits, Stored};
 use berth_model::Timestamp;
 use berth_model::node::StoredNode;
 use berth_model::placement::Placement;
 use berth_model::vm::VmSelector;
 use berth_store::{KeyValue, Revision, Store, key, record};
+use futures::future::try_join_all;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Records read at once: some MiB at most.
 const PAGE: usize = 1_000;
+/// Single records read at once: as many as a connection carries without waiting.
+const READS: usize = 16;
 /// Contradictions told one by one: a screenful. They are counted beyond that.
 const TOLD: usize = 16;
 
@@ -103,6 +107,28 @@ pub(crate) async fn list(store: &dyn Store) -> Result<Listing, Error> {
     let leader = leader.iter().find(|item| item.key == key::LEADER);
     let leader = leader.map(|item| record::read_leader(&item.value)).transpose()?;
     Ok(Listing { nodes, placements, leader, revision })
+}
+
+/// Reads what is stored in place of decisions that are not to be.
+pub async fn stored(store: &dyn Store, undone: &Undone) -> Result<Stored, Error> {
+    let mut stored = Stored::default();
+    for names in Vec::from_iter(&undone.placements).chunks(READS) {
+        let items = try_join_all(names.iter().map(|name| get(store, key::placement(name)))).await?;
+        for (name, item) in names.iter().zip(items) {
+            stored.placements.push(((*name).clone(), item.as_ref().map(record::read_placement).transpose()?));
+        }
+    }
+    for names in Vec::from_iter(&undone.nodes).chunks(READS) {
+        let items = try_join_all(names.iter().map(|name| get(store, key::node(name)))).await?;
+        for (name, item) in names.iter().zip(items) {
+            stored.nodes.push(((*name).clone(), item.as_ref().map(record::read_node).transpose()?));
+        }
+    }
+    Ok(stored)
+}
+
+async fn get(store: &dyn Store, key: String) -> Result<Option<KeyValue>, berth_store::Error> {
+    store.get(&key).await
 }
 
 fn decode<T>(items: &[KeyValue], read: fn(&KeyValue) -> Result<T, record::Error>) -> Result<Vec<T>, record::Error> {

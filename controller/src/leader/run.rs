@@ -1,16 +1,20 @@
 //! The leader's loop. See [`super`] for its rules.
 
+mod recover;
+
 use super::desk::{Desk, Publish, Sessions, Told, Work};
 use super::{Answer, Call, CallError, From, load};
-use crate::commit::{Groups, Pipeline, Unfit};
+use crate::commit::{Groups, Loss, Pipeline, Unfit};
 use crate::replica::Publisher;
 #[cfg(test)]
 use crate::replica::Replica;
 use berth_core::decide::{Input, Limits};
 use berth_model::desired::DesiredNode;
 use berth_model::{NodeName, Timestamp};
-use berth_store::{CommitError, Leadership, Store, term};
+use berth_store::{CommitError, Leadership, Store};
 use futures::future::BoxFuture;
+#[cfg(test)]
+use recover::take_over;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -28,15 +32,6 @@ const GROUPS: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// Between two ticks that are due at once, so that callers get their turn between the parts of long work.
 const TICK_AT_ONCE: Duration = Duration::from_millis(1);
-/// Attempts to load the world, one after the other without a single success: 16 seconds of pauses. A store that is away
-/// longer is for the process supervisor, and for another replica, to deal with.
-const ATTEMPTS: u32 = 9;
-/// Pause after the first failed attempt; doubles with each.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long a leader waits to win its leadership anew after a failed commit. If it does not, another one has it.
-const CAMPAIGN: Duration = Duration::from_secs(5);
 /// How long the store may take to win a leadership or to read everything, before that counts as failed.
 const LOADING: Duration = Duration::from_secs(60);
 
@@ -44,8 +39,10 @@ const LOADING: Duration = Duration::from_secs(60);
 pub(crate) trait Outbox: Send + Sync + 'static {
     /// Sends a node its desired state, if its agent is there; only the latest one counts.
     fn send(&self, node: &NodeName, desired: DesiredNode);
-    /// Asks every connected agent for a full report.
+    /// Asks every connected agent to tell everything anew.
     fn look_again(&self);
+    /// Asks a node's agent, if it is connected.
+    fn look_again_at(&self, node: &NodeName);
 }
 
 /// How to lead.
@@ -102,8 +99,8 @@ impl<E: Into<load::Error>> std::convert::From<E> for LoadFailure {
 enum Turn {
     /// The process stops.
     Stop,
-    /// Load the world anew.
-    Reload(CommitError),
+    /// A commit failed: take back what rests on it, or load the world anew.
+    Recover(CommitError),
     /// Lead anew above this term, which an agent has obeyed.
     Rise(u64),
 }
@@ -114,6 +111,8 @@ struct Lead {
     pipeline: Pipeline,
     lost: BoxFuture<'static, ()>,
     ticked: Instant,
+    /// Decisions that the store contradicted.
+    contradictions: u32,
 }
 
 /// The leader.
@@ -128,6 +127,8 @@ pub(crate) struct Service {
     sessions: Sessions,
     /// Failed attempts since something was committed or loaded.
     attempts: u32,
+    /// The store refuses writes, and that was told.
+    refusing: bool,
 }
 
 /// Now, by this machine's clock.
@@ -149,7 +150,10 @@ impl Service {
         let brain = lead.desk.brain();
         let (replica, publisher) = Replica::new(brain.world().clone(), lead.desk.revision().0, brain.term(), now());
         let sessions = Sessions::default();
-        Ok((replica, Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0 }))
+        Ok((
+            replica,
+            Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0, refusing: false },
+        ))
     }
 
     /// Loads the world for a leadership that was won, and goes on with what `publisher` has shown so far.
@@ -178,7 +182,7 @@ impl Service {
             publisher.restart(world, revision, brain.term(), now());
         }
         let sessions = Sessions::default();
-        Ok(Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0 })
+        Ok(Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0, refusing: false })
     }
 
     /// Leads until the process stops.
@@ -186,12 +190,12 @@ impl Service {
         loop {
             match self.turn().await? {
                 Turn::Stop => return Ok(()),
-                Turn::Reload(why) => {
+                Turn::Recover(why) => {
                     let stop = self.stop.clone();
                     tokio::select! {
                         // Whoever still waits is told that nothing is known when this is dropped.
                         () = stop.cancelled() => return Ok(()),
-                        loaded = self.reload(&why) => loaded?,
+                        recovered = self.recover(why) => recovered?,
                     }
                 }
                 Turn::Rise(obeyed) => {
@@ -216,7 +220,7 @@ impl Service {
                 () = &mut self.lead.lost => return Err(Ended::LostLeadership),
                 Some(result) = self.lead.pipeline.next(), if self.lead.pipeline.is_busy() => {
                     if let Some(why) = self.settled(result)? {
-                        return Ok(Turn::Reload(why));
+                        return Ok(Turn::Recover(why));
                     }
                 }
                 () = tokio::time::sleep_until(tick_at), if room => {
@@ -239,18 +243,37 @@ impl Service {
         }
     }
 
-    /// Takes note of one transaction's end. `Some` when this leadership cannot go on.
+    /// Takes note of one transaction's end. `Some` when something is to be taken back.
     fn settled(&mut self, result: Result<(), CommitError>) -> Result<Option<CommitError>, Ended> {
         match result {
             Ok(()) => {
                 self.attempts = 0;
+                if std::mem::take(&mut self.refusing) {
+                    tracing::info!("the store takes writes again");
+                }
                 Ok(None)
             }
             Err(CommitError::Fenced) => Err(Ended::LostLeadership),
             Err(CommitError::Illegal(why)) => Err(Ended::Illegal(why)),
-            Err(error @ (CommitError::Precondition { .. } | CommitError::Unavailable(_) | CommitError::Unknown(_))) => {
-                Ok(Some(error))
-            }
+            Err(
+                error @ (CommitError::Precondition { .. }
+                | CommitError::Unavailable(_)
+                | CommitError::Full(_)
+                | CommitError::Unknown(_)),
+            ) => Ok(Some(error)),
+        }
+    }
+
+    /// Waits until nothing is in flight. Gives the largest loss of what ended meanwhile.
+    async fn settle(&mut self) -> Result<Option<Loss>, Ended> {
+        let mut loss = None;
+        loop {
+            let result = tokio::select! {
+                () = &mut self.lead.lost => return Err(Ended::LostLeadership),
+                result = self.lead.pipeline.next() => result,
+            };
+            let Some(result) = result else { return Ok(loss) };
+            loss = loss.max(self.settled(result)?.map(|error| Loss::of(&error)));
         }
     }
 
@@ -264,7 +287,7 @@ impl Service {
             }
         }
         if let Some(why) = self.commit_all().await? {
-            self.lead.pipeline.settle().await;
+            self.settle().await?;
             self.give_up(&why);
         }
         Ok(Turn::Stop)
@@ -279,27 +302,6 @@ impl Service {
             if let Some(why) = self.settled(result)? {
                 return Ok(Some(why));
             }
-        }
-    }
-
-    /// Leads anew with a term above one that an agent has obeyed: agents refuse a lower one, and an equal one would be two
-    /// leaderships under one number. Fenced like every write, so that a leader whose time is over learns that instead.
-    async fn rise(&mut self, obeyed: u64) -> Result<(), Ended> {
-        let term = self.lead.desk.brain().term();
-        tracing::warn!(
-            term,
-            obeyed,
-            "an agent has obeyed a higher term than the store remembers, as after a restore; leading anew above it"
-        );
-        if let Some(why) = self.commit_all().await? {
-            return self.reload(&why).await;
-        }
-        let raising = term::raise(self.store.as_ref(), self.lead.pipeline.groups.fence(), obeyed);
-        let raised = tokio::time::timeout(self.options.commit_deadline, raising).await;
-        let raised = raised.unwrap_or_else(|_| Err(CommitError::Unknown("the term was not raised in time".to_owned())));
-        match self.settled(raised)? {
-            Some(why) => self.reload(&why).await,
-            None => self.lead_anew().await,
         }
     }
 
@@ -353,69 +355,6 @@ impl Service {
             let _hung_up = to.send(Err(error));
         }
     }
-
-    async fn reload(&mut self, why: &CommitError) -> Result<(), Ended> {
-        tracing::warn!(error = %why, "a commit failed; what was not durable is given up and the world is loaded anew");
-        self.lead.pipeline.settle().await;
-        self.give_up(why);
-        self.attempts = self.attempts.saturating_add(1);
-        if self.attempts > 1 {
-            tokio::time::sleep(pause(self.attempts - 1)).await;
-        }
-        if self.attempts > ATTEMPTS {
-            return Err(Ended::Store { attempts: self.attempts, source: LoadFailure(load_error(why)) });
-        }
-        self.lead_anew().await
-    }
-
-    /// Wins another leadership, loads the world and goes on with the sessions there are.
-    async fn lead_anew(&mut self) -> Result<(), Ended> {
-        self.lead = take_over(&self.store, &self.options, &mut self.attempts).await?;
-        let Lead { desk, pipeline, .. } = &mut self.lead;
-        let brain = desk.brain();
-        self.publisher.restart(brain.world().clone(), desk.revision().0, brain.term(), now());
-        desk.take_sessions(&mut pipeline.groups, now(), &self.sessions)?;
-        self.outbox.look_again();
-        self.lead.pipeline.dispatch();
-        self.tell();
-        Ok(())
-    }
-}
-
-fn load_error(why: &CommitError) -> load::Error {
-    load::Error::Store(berth_store::Error::Unavailable(why.to_string()))
-}
-
-fn pause(attempt: u32) -> Duration {
-    PAUSE.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(LONGEST_PAUSE)
-}
-
-/// Wins a leadership and loads the world, however often it takes within bounds. `attempts` counts on from earlier
-/// failures, and stays as it is on success: only a commit proves that the store works again.
-async fn take_over(store: &Arc<dyn Store>, options: &Options, attempts: &mut u32) -> Result<Lead, Ended> {
-    loop {
-        let error = match try_take_over(store, options).await? {
-            Ok(lead) => return Ok(lead),
-            Err(error) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
-            Err(error) => error,
-        };
-        *attempts = attempts.saturating_add(1);
-        if *attempts >= ATTEMPTS {
-            return Err(Ended::Store { attempts: *attempts, source: LoadFailure(error) });
-        }
-        tracing::warn!(%error, attempt = *attempts, "the world could not be loaded; trying again");
-        tokio::time::sleep(pause(*attempts)).await;
-    }
-}
-
-async fn try_take_over(store: &Arc<dyn Store>, options: &Options) -> Result<Result<Lead, load::Error>, Ended> {
-    // A new one voids the fence of the old one, so that whatever is still under way can land no more. Where others wait
-    // for their turn, one of them may win instead.
-    match tokio::time::timeout(CAMPAIGN, store.campaign(&options.candidate)).await {
-        Err(_) => Err(Ended::LostLeadership),
-        Ok(Err(error)) => Ok(Err(error.into())),
-        Ok(Ok(leadership)) => Ok(load_for(leadership, store, options).await),
-    }
 }
 
 async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Options) -> Result<Lead, load::Error> {
@@ -431,7 +370,7 @@ async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Opti
     tracing::info!(term, revision = revision.0, nodes, placements, "leading");
     let groups = Groups::new(fence, node_versions, revision);
     let pipeline = Pipeline::new(Arc::clone(store), groups, options.commit_deadline);
-    Ok(Lead { desk: Desk::new(brain, revision), pipeline, lost, ticked: Instant::now() })
+    Ok(Lead { desk: Desk::new(brain, revision), pipeline, lost, ticked: Instant::now(), contradictions: 0 })
 }
 
 enum Source {

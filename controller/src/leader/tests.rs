@@ -26,14 +26,19 @@ fn options() -> Options {
     Options { limits: Limits::default(), commit_deadline: Duration::from_secs(20), candidate: "test".into() }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test is its own task group: it waits for the handle")]
 async fn lead(store: &Arc<Scripted>) -> Fixture {
+    lead_with(store, options().commit_deadline).await
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test is its own task group: it waits for the handle")]
+async fn lead_with(store: &Arc<Scripted>, commit_deadline: Duration) -> Fixture {
     let (leader, queue) = Leader::channel(64);
     let outbox = Arc::new(Remembering::default());
     let stop = CancellationToken::new();
     let shared = Arc::clone(store) as Arc<dyn Store>;
+    let options = Options { commit_deadline, ..options() };
     let (replica, service) =
-        Service::open(shared, options(), queue, Arc::clone(&outbox) as Arc<dyn Outbox>, stop.clone()).await.unwrap();
+        Service::open(shared, options, queue, Arc::clone(&outbox) as Arc<dyn Outbox>, stop.clone()).await.unwrap();
     let running = tokio::spawn(service.run());
     Fixture { store: Arc::clone(store), leader, replica, outbox, stop, running }
 }
@@ -141,18 +146,143 @@ async fn nobody_is_told_anything_before_it_is_durable() {
 }
 
 #[tokio::test]
-async fn a_failed_commit_changes_nothing_and_the_world_is_loaded_anew() {
-    for (fault, kept) in [(Fault::Before, false), (Fault::Lost, false), (Fault::After, true)] {
-        let fixture = Fixture::with_node(2, &["a", "b"]).await;
-        fixture.leader.submit(create(1, "a")).await.unwrap();
+async fn a_commit_that_is_refused_once_or_whose_answer_is_lost_is_carried_through() {
+    for fault in [Fault::Before, Fault::Lost, Fault::After] {
+        let fixture = Fixture::with_node(2, &["a"]).await;
         let (epoch, term) = (fixture.replica.now().epoch, fixture.replica.now().term);
         fixture.store.fail(fault);
+        let placement = fixture.leader.submit(create(2, "a")).await.unwrap().placement.unwrap();
+        assert_eq!(placement.version, 1, "{fault:?}: it was made once");
+        assert_eq!((fixture.replica.now().epoch, fixture.replica.now().term), (epoch, term), "{fault:?}");
+        fixture.restarted().await.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_takes_nothing_takes_back_what_it_refused_and_nothing_else() {
+    let fixture = Fixture::with_node(3, &["a", "b", "c"]).await;
+    fixture.leader.submit(create(1, "a")).await.unwrap();
+    let before = fixture.replica.now();
+    for _ in 0..3 {
+        fixture.store.fail(Fault::Full);
         let error = fixture.leader.submit(create(2, "b")).await.unwrap_err();
-        match fault {
-            Fault::Before => assert!(matches!(error, CallError::Unavailable(_)), "{error}"),
-            Fault::After | Fault::Lost => assert!(matches!(error, CallError::Unknown(_)), "{error}"),
-        }
-        eventually("the world is loaded anew", || fixture.replica.now().epoch != epoch).await;
+        assert!(matches!(error, CallError::Unavailable(_)), "{error}");
+        assert!(error.to_string().contains("takes no writes"), "{error}");
+    }
+    let now = fixture.replica.now();
+    assert_eq!((now.epoch, now.term), (before.epoch, before.term), "it leads on");
+    let shown = |replica: &crate::replica::Snapshot| {
+        let node = replica.world.node(&node("n1")).unwrap();
+        (node.link.clone(), node.view.clone(), node.gpus.clone(), node.generation)
+    };
+    assert_eq!(shown(&now), shown(&before), "the node is as it was, and ready");
+    assert_eq!(now.world.placement_count(), 1);
+    assert_eq!(invariants::check(&now.world), []);
+    assert_eq!(fixture.outbox.looked_at.lock().unwrap().first(), Some(&node("n1")), "what it told may be lost");
+    assert_eq!(fixture.outbox.looks.load(Ordering::SeqCst), 0, "nobody else is asked");
+
+    let again = fixture.leader.submit(create(3, "b")).await.unwrap().placement.unwrap();
+    assert_eq!(again.uid, uid(3));
+    fixture.leader.submit(create(4, "c")).await.unwrap();
+    fixture.restarted().await.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_agent_told_is_asked_for_again_when_it_was_not_committed() {
+    let fixture = Fixture::with_node(2, &["a"]).await;
+    let made = fixture.leader.submit(create(1, "a")).await.unwrap().placement.unwrap();
+    let done = || {
+        let progress = Progress { generation: made.generation, uid: uid(1), report: StepReport::Satisfied };
+        Input::Progress { node: node("n1"), progress: Box::new(progress) }
+    };
+    fixture.store.fail(Fault::Full);
+    fixture.leader.feed(session(1), done()).await.unwrap();
+    eventually("the agent is asked", || !fixture.outbox.looked_at.lock().unwrap().is_empty()).await;
+    assert_eq!(fixture.phase("a"), Some(made.phase.clone()), "readers saw nothing of it");
+    fixture.leader.feed(session(1), done()).await.unwrap();
+    eventually("it is active", || fixture.phase("a") == Some(Phase::Active)).await;
+    fixture.restarted().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_could_not_be_stored_comes_again() {
+    let fixture = lead(&Scripted::new(100_000)).await;
+    fixture.store.fail(Fault::Full);
+    fixture.leader.feed(session(1), Input::Connected(Box::new(hello("n1")))).await.unwrap();
+    eventually("it is stored in the end", || fixture.replica.now().world.node(&node("n1")).is_some()).await;
+    fixture.store.fail(Fault::Full);
+    // Its hardware is told once, and not committed.
+    fixture.report(1, 2, &[]).await;
+    eventually("the agent is asked", || fixture.outbox.looked_at.lock().unwrap().len() >= 2).await;
+    fixture.report(1, 2, &[]).await;
+    let gpus = || fixture.replica.now().world.node(&node("n1")).map(|node| node.gpus.len());
+    eventually("its hardware is stored", || gpus() == Some(2)).await;
+    assert!(fixture.is_ready());
+    fixture.restarted().await.stop().await;
+}
+
+/// Somebody asks the same twice, and asks for what the first has taken: neither answer may rest on what is not to be.
+#[tokio::test]
+async fn no_answer_rests_on_what_was_taken_back() {
+    let fixture = lead(&Scripted::new(2)).await;
+    fixture.connect(1, 2, &["a"]).await;
+    fixture.store.fail(Fault::Full);
+    let Input::Create { mut request, uid: other, caller, trace } = create(3, "a") else { unreachable!() };
+    request.request_id = "another".parse().unwrap();
+    let taken = Input::Create { request, uid: other, caller, trace };
+    let answers = [create(1, "a"), create(2, "a"), taken].map(|input| fixture.leader.submit(input));
+    let mut answers = futures::future::join_all(answers);
+    assert!(poll!(&mut answers).is_pending());
+    let queue = &fixture.leader.calls;
+    eventually("all are decided", || queue.capacity() == queue.max_capacity()).await;
+    fixture.store.gate.add_permits(100_000);
+    for answer in answers.await {
+        assert!(matches!(answer, Err(CallError::Unavailable(_))), "{answer:?}");
+    }
+    assert_eq!(fixture.replica.now().world.placement_count(), 0);
+    fixture.restarted().await.stop().await;
+}
+
+#[tokio::test]
+async fn what_somebody_else_wrote_is_a_reason_to_refuse_and_in_the_end_to_read_everything() {
+    let fixture = Fixture::with_node(2, &[]).await;
+    let epoch = fixture.replica.now().epoch;
+    let stray = key::request(&"r-a".parse().unwrap());
+    let value = berth_store::record::claim(&"nobody".parse().unwrap(), &uid(9));
+    let writes = vec![Write::Put { key: stray.clone(), value }];
+    fixture.store.commit(Transaction { writes, ..Transaction::default() }).await.unwrap();
+    for _ in 0..3 {
+        let error = fixture.leader.submit(create(1, "a")).await.unwrap_err();
+        assert!(matches!(&error, CallError::Unavailable(why) if why.contains(&stray)), "{error}");
+        assert_eq!(fixture.replica.now().epoch, epoch);
+        assert!(fixture.is_ready());
+    }
+    fixture.leader.submit(create(2, "b")).await.unwrap();
+    fixture.leader.submit(create(1, "a")).await.unwrap_err();
+    let ended = fixture.running.await.unwrap().unwrap_err();
+    let text = format!("{:#}", anyhow::Error::new(ended));
+    assert!(text.contains("requests/r-a belongs to nobody"), "a person must look: {text}");
+}
+
+/// A leader that cannot find out what became of a commit: its store is away for longer than a transaction may take.
+async fn with_an_unknown_commit(fault: Fault) -> (Fixture, u64) {
+    let fixture = lead_with(&Scripted::new(100_000), Duration::from_millis(100)).await;
+    fixture.connect(1, 2, &["a", "b"]).await;
+    fixture.leader.submit(create(1, "a")).await.unwrap();
+    let term = fixture.replica.now().term;
+    fixture.store.away.store(true, Ordering::SeqCst);
+    fixture.store.fail(fault);
+    let error = fixture.leader.submit(create(2, "b")).await.unwrap_err();
+    assert!(matches!(error, CallError::Unknown(_)), "{error}");
+    fixture.store.away.store(false, Ordering::SeqCst);
+    eventually("the world is loaded anew", || fixture.replica.now().term > term).await;
+    (fixture, term)
+}
+
+#[tokio::test]
+async fn a_commit_that_stays_unknown_is_shut_out_and_the_world_is_loaded_anew() {
+    for (fault, kept) in [(Fault::Lost, false), (Fault::After, true)] {
+        let (fixture, term) = with_an_unknown_commit(fault).await;
         eventually("agents are asked", || fixture.outbox.looks.load(Ordering::SeqCst) == 1).await;
         assert!(fixture.replica.now().term > term, "a lost commit cannot land any more");
         assert_eq!(fixture.phase("b").is_some(), kept, "{fault:?}");
@@ -172,17 +302,13 @@ async fn a_failed_commit_changes_nothing_and_the_world_is_loaded_anew() {
 
 #[tokio::test]
 async fn after_a_reload_a_delta_means_nothing_until_a_full_report() {
-    let fixture = Fixture::with_node(2, &[]).await;
-    let epoch = fixture.replica.now().epoch;
-    fixture.store.fail(Fault::Before);
-    fixture.leader.submit(create(1, "a")).await.unwrap_err();
-    eventually("the world is loaded anew", || fixture.replica.now().epoch != epoch).await;
+    let (fixture, _) = with_an_unknown_commit(Fault::Lost).await;
     let mut delta = report(1, &[]);
     delta.full = false;
     let input = Input::Report { node: node("n1"), report: Box::new(delta) };
     fixture.leader.feed(session(1), input).await.unwrap();
     // Decided after the delta: the queue keeps its order.
-    let error = fixture.leader.submit(create(2, "a")).await.unwrap_err();
+    let error = fixture.leader.submit(create(2, "b")).await.unwrap_err();
     assert!(matches!(error, CallError::Refused(Refusal::NoRoom(_))), "{error}");
     assert!(!fixture.is_ready());
     fixture.report(1, 2, &[]).await;
@@ -219,21 +345,6 @@ async fn many_callers_at_once_share_transactions_and_none_is_lost() {
     assert!(transactions < 40, "{transactions} transactions for 40 decisions");
     assert_eq!(fixture.replica.now().world.placement_count(), 40);
     fixture.restarted().await.stop().await;
-}
-
-#[tokio::test]
-async fn a_store_that_comes_back_is_waited_for() {
-    let fixture = Fixture::with_node(1, &[]).await;
-    let epoch = fixture.replica.now().epoch;
-    fixture.store.away.store(true, Ordering::SeqCst);
-    fixture.store.fail(Fault::Before);
-    fixture.leader.submit(create(1, "a")).await.unwrap_err();
-    fixture.store.away.store(false, Ordering::SeqCst);
-    eventually("the world is loaded", || fixture.replica.now().epoch != epoch).await;
-    fixture.report(1, 1, &[]).await;
-    eventually("the node is ready", || fixture.is_ready()).await;
-    fixture.leader.submit(create(1, "a")).await.unwrap();
-    fixture.stop().await;
 }
 
 #[tokio::test]

@@ -111,9 +111,9 @@ impl From<Trouble> for CommitError {
         match trouble {
             Trouble::Unsure(text) => Self::Unknown(text),
             trouble @ Trouble::TooLarge(_) => Self::Illegal(trouble.text()),
+            trouble @ Trouble::NoSpace => Self::Full(trouble.text()),
             trouble @ (Trouble::NotDone(_)
             | Trouble::Refused(_)
-            | Trouble::NoSpace
             | Trouble::Compacted
             | Trouble::Future
             | Trouble::LeaseGone) => Self::Unavailable(trouble.text()),
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_full_etcd_says_what_to_do() {
         let error = CommitError::from(Trouble::NoSpace);
-        assert!(matches!(error, CommitError::Unavailable(_)), "{error:?}");
+        assert!(matches!(error, CommitError::Full(_)), "{error:?}");
         assert!(error.to_string().contains("etcdctl alarm disarm"), "{error}");
     }
 }

@@ -230,6 +230,9 @@ pub enum CommitError {
     /// Nothing was written; a retry helps.
     #[error("the store is not available: {0}")]
     Unavailable(String),
+    /// The store is out of space: it refuses writes until a person has made room, and reads go on. Nothing was written.
+    #[error("the store takes no writes: {0}")]
+    Full(String),
     /// The answer was lost: it may or may not be written. Read back before doing anything else.
     #[error("it is not known whether the transaction was committed: {0}")]
     Unknown(String),

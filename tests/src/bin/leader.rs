@@ -34,7 +34,9 @@ async fn main() -> anyhow::Result<ExitCode> {
             Err(CommitError::Fenced) => return Ok(ExitCode::from(3)),
             // Deliberately blind: the worst a leader could do.
             Err(CommitError::Unknown(_) | CommitError::Unavailable(_)) => {}
-            Err(error @ (CommitError::Precondition { .. } | CommitError::Illegal(_))) => return Err(error.into()),
+            Err(error @ (CommitError::Precondition { .. } | CommitError::Full(_) | CommitError::Illegal(_))) => {
+                return Err(error.into());
+            }
         }
     }
 }

@@ -81,7 +81,7 @@ async fn a_full_etcd_refuses_writes_and_goes_on_with_reads() {
         }
     };
     let full = soon("it is full", filling).await;
-    assert!(matches!(full, CommitError::Unavailable(_)), "{full:?}");
+    assert!(matches!(full, CommitError::Full(_)), "{full:?}");
     assert!(full.to_string().contains("out of space") && full.to_string().contains("alarm disarm"), "{full}");
 
     assert_eq!(store.get("first").await.unwrap().unwrap().value, "1");

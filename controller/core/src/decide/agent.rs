@@ -27,7 +27,7 @@ impl Brain {
         // An agent that accepted a later generation than is stored outlived a loss of the store. It obeys only what
         // follows on; and what is not named in its desired state it leaves alone.
         let generation = known.map_or(0, |node| node.generation);
-        let behind = generation < ledger_generation && ledger_generation - generation <= MAX_GENERATION_LEAP;
+        let behind = is_behind(generation, ledger_generation);
         let same = known.is_some_and(|node| node.facts == facts && node.agent_version == agent_version);
         if known.is_none() {
             self.world.insert_node(Node {
@@ -65,6 +65,15 @@ impl Brain {
         }
         draft.desired.insert(name.clone());
         self.look_changed(draft, &name);
+    }
+
+    /// Whether what an agent said of itself when it came is part of the world.
+    pub fn has_taken_in(&self, hello: &Hello) -> bool {
+        self.world.node(&hello.node).is_some_and(|node| {
+            node.facts == hello.facts
+                && node.agent_version == hello.agent_version
+                && !is_behind(node.generation, hello.ledger_generation)
+        })
     }
 
     /// Says of every wish of a node that it is as new as the node's generation: no older report answers it any more.
@@ -175,6 +184,11 @@ impl Brain {
         draft.touched.insert(name.clone());
         self.happen(draft, &name, &event, |_| {});
     }
+}
+
+/// Whether an agent has accepted a later generation than the store knows, and one that can be.
+fn is_behind(generation: u64, ledger_generation: u64) -> bool {
+    generation < ledger_generation && ledger_generation - generation <= MAX_GENERATION_LEAP
 }
 
 /// Takes a complete listing into a node. True when hardware changed, so that the node's record must be written.
