@@ -12,7 +12,7 @@ pub mod desk;
 pub mod load;
 mod run;
 
-pub use run::{Ended, LoadFailure};
+pub use run::{ATTEMPTS, CAMPAIGN, Ended, LoadFailure};
 pub(crate) use run::{Options, Outbox, Service, now};
 
 use berth_core::decide::Input;

@@ -2,6 +2,8 @@
 
 mod recover;
 
+pub use recover::{ATTEMPTS, CAMPAIGN};
+
 use super::desk::{Desk, Publish, Sessions, Told, Work};
 use super::{Answer, Call, CallError, From, load};
 use crate::commit::{Groups, Loss, Pipeline, Unfit};

@@ -8,9 +8,8 @@ use super::link::{SILENCE_MS, ToAgent};
 use super::store::Lease;
 use super::{Broken, Event, Sim, scene, skewed};
 use berth_controller::commit::Groups;
-use berth_controller::leader::SessionId;
 use berth_controller::leader::desk::{Desk, Sessions, Told, Work};
-use berth_controller::leader::load;
+use berth_controller::leader::{ATTEMPTS, CAMPAIGN, SessionId, load};
 use berth_core::decide::Input;
 use berth_core::invariants;
 use berth_core::world::World;
@@ -27,8 +26,6 @@ pub(super) const LEASE: Duration = Duration::from_secs(10);
 const RENEW: Duration = Duration::from_secs(3);
 /// Inputs decided in one go.
 const BATCH: usize = 256;
-/// Failures in a row before a process gives up.
-const ATTEMPTS: u32 = 9;
 /// Longest time between two looks at the deadlines.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -89,6 +86,8 @@ pub(super) struct Process {
     term: u64,
     has_led: bool,
     attempts: u32,
+    /// Another one has won if it has not until then; one that never led waits as long as it takes.
+    gives_way: Option<Timestamp>,
     /// When it looks at its queue and its deadlines next.
     serves_at: Option<Timestamp>,
 }
@@ -110,6 +109,7 @@ impl Process {
             term: 0,
             has_led: false,
             attempts: 0,
+            gives_way: None,
             serves_at: None,
         }
     }
@@ -309,12 +309,20 @@ impl Sim {
                 self.renews(number, epoch);
                 Ok(())
             }
-            ForReplica::LeaseLost { term } => {
-                if self.in_process(number).is_some_and(|(process, _, _)| process.term == term) {
-                    return self.replica_ends(number, "its lease is lost");
-                }
+            ForReplica::LeaseLost { term } => self.lease_lost(number, term),
+        }
+    }
+
+    /// A process learns that a leadership is over. While it loads its world it does not look; while it waits for the
+    /// end of transactions, or wins another leadership, that one is of no interest any more.
+    fn lease_lost(&mut self, number: usize, lost: u64) -> Result<(), Broken> {
+        match self.in_process(number).map(|(process, _, _)| &process.role) {
+            Some(Role::Leading(lead)) if lead.term == lost => self.replica_ends(number, "its lease is lost"),
+            Some(Role::Loading { term, .. }) if *term == lost => {
+                self.later(number, RENEW, ForReplica::LeaseLost { term: lost });
                 Ok(())
             }
+            Some(Role::Leading(_) | Role::Loading { .. } | Role::Settling(..) | Role::Campaigning) | None => Ok(()),
         }
     }
 
@@ -325,6 +333,7 @@ impl Sim {
 
     /// One more failure in a row; a process gives up after some.
     fn fails(&mut self, number: usize) -> Result<(), Broken> {
+        let now = self.now;
         let Some((process, _, _)) = self.in_process(number) else { return Ok(()) };
         process.attempts += 1;
         process.role = Role::Campaigning;
@@ -332,6 +341,7 @@ impl Sim {
             return self.replica_ends(number, "the store stayed away");
         }
         let pause = Duration::from_millis(100) * 2_u32.saturating_pow(process.attempts.min(6));
+        process.gives_way = process.has_led.then(|| now.after(pause + CAMPAIGN));
         self.later(number, pause, ForReplica::Campaigns);
         Ok(())
     }
@@ -340,12 +350,18 @@ impl Sim {
         if !self.reaches_store(number) {
             return self.fails(number);
         }
+        let now = self.now;
         let Some((process, life, _)) = self.in_process(number) else { return Ok(()) };
         if !matches!(process.role, Role::Campaigning) {
             return Ok(());
         }
-        let held = self.store.lease.as_ref().filter(|lease| lease.until > self.now);
+        let gives_way = process.gives_way.is_some_and(|at| at <= now);
+        let held = self.store.lease.as_ref().filter(|lease| lease.until > now);
         if held.is_some_and(|lease| (lease.replica, lease.life) != (number, life)) {
+            if gives_way {
+                self.counts.add("controller: makes way for another leader");
+                return self.replica_ends(number, "another one leads");
+            }
             // Whoever does not lead waits for its turn.
             let after = Duration::from_millis(500) + self.up_to(1_500);
             self.later(number, after, ForReplica::Campaigns);
@@ -355,7 +371,7 @@ impl Sim {
         let won = self.store.memory.campaign(&format!("control-{number}")).now_or_never();
         let Some(Ok(won)) = won else { return Err(Broken(format!("a campaign failed: {won:?}"))) };
         self.store.term = won.term;
-        self.store.lease = Some(Lease { replica: number, life, until: self.now.after(LEASE) });
+        self.store.lease = Some(Lease { replica: number, life, term: won.term, until: self.now.after(LEASE) });
         self.store.truth.leader_changed(won.fence.created)?;
         self.counts.add("leaderships");
         self.say(format_args!("control-{number}"), || format!("WINS term {}", won.term));
@@ -375,10 +391,8 @@ impl Sim {
     pub(super) fn tell_lease_lost(&mut self, lease: &Lease) {
         let most = if self.trouble { 8_000 } else { 200 };
         let at = self.now.after(self.up_to(most));
-        let Some(replica) = self.replicas.get_mut(lease.replica) else { return };
-        let Some(term) = replica.process_of(lease.life).map(|process| process.term) else { return };
-        let (number, life) = (lease.replica, lease.life);
-        self.agenda.add(at, Event::Replica { replica: number, life, what: ForReplica::LeaseLost { term } });
+        let Lease { replica, life, term, until: _ } = *lease;
+        self.agenda.add(at, Event::Replica { replica, life, what: ForReplica::LeaseLost { term } });
     }
 
     fn loads(&mut self, number: usize) -> Result<(), Broken> {
@@ -596,3 +610,6 @@ impl Sim {
         self.rng.random()
     }
 }
+
+#[cfg(test)]
+mod tests;

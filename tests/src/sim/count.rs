@@ -62,6 +62,7 @@ pub const TROUBLES: &[&str] = &[
     "controller: crash",
     "controller: cut off from the store",
     "controller: lease lost",
+    "controller: makes way for another leader",
     "controller: paused",
     "controller: paused longer than its lease",
     "controller: world loaded anew",

@@ -18,6 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct Lease {
     pub(super) replica: usize,
     pub(super) life: u32,
+    pub(super) term: u64,
     pub(super) until: Timestamp,
 }
 

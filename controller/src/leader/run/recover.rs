@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Attempts to load the world, one after the other without a single success: 16 seconds of pauses. A store that is away
 /// longer is for the process supervisor, and for another replica, to deal with.
-const ATTEMPTS: u32 = 9;
+pub const ATTEMPTS: u32 = 9;
 /// Pause after the first failed attempt; doubles with each.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
@@ -21,7 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// by one is not the whole truth: then everything is.
 const CONTRADICTIONS: u32 = 3;
 /// How long a leader waits to win its leadership anew after a failed commit. If it does not, another one has it.
-const CAMPAIGN: Duration = Duration::from_secs(5);
+pub const CAMPAIGN: Duration = Duration::from_secs(5);
 
 impl Service {
     /// Goes on after a commit that failed: what is surely not written is taken back, and only that.
