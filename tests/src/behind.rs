@@ -89,6 +89,11 @@ impl Behind {
         Some(line)
     }
 
+    /// Whether people had to do with this device in this VM: gave it away, or ever took its card out.
+    pub(crate) fn meddled_with(&self, vm: &VmId, gpu: &DeviceAddress) -> bool {
+        self.by_hand.contains_key(&(vm.clone(), gpu.clone())) || self.moved.contains_key(gpu)
+    }
+
     /// Whether a slot's own card is not in it.
     pub(crate) fn is_absent(&self, gpu: &DeviceAddress) -> bool {
         self.bench.contains_key(gpu)

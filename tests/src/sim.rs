@@ -12,7 +12,9 @@ mod checks;
 mod controller;
 mod count;
 mod link;
+mod rivals;
 mod scene;
+mod shown;
 mod store;
 mod trouble;
 mod truth;
@@ -43,6 +45,10 @@ const TROUBLE: RangeInclusive<u64> = 40..=180;
 /// Within this everything must have come to rest once nothing goes wrong any more. The longest chain is an undoing with
 /// every step tried again at its slowest, and what waited behind it for the same VM or card; the rest is margin.
 const CALM: Duration = Duration::from_secs(30 * 60);
+/// What is still on its way when everything has come to rest: history that is forgotten, an answer of the store.
+const LAST_WRITES: Duration = Duration::from_secs(60);
+/// At rest nothing is written: for so long, twenty looks of every agent.
+const REST: Duration = Duration::from_secs(10 * 60);
 
 /// What a run came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -314,7 +320,14 @@ impl Sim {
         if let Some(what) = self.until(end, |sim| Some(sim.unfinished().or_else(|| sim.not_given_back())))? {
             return Err(Broken(format!("not everything came back: {what}")));
         }
-        self.nothing_is_lost()
+        self.nothing_is_lost()?;
+        self.until(self.now.after(LAST_WRITES), |_| None)?;
+        let revision = self.store.truth.revision;
+        self.until(self.now.after(REST), |_| None)?;
+        match self.store.truth.revision {
+            after if after == revision => Ok(()),
+            after => Err(Broken(format!("everything is at rest, and yet the store went from {revision} to {after}"))),
+        }
     }
 
     /// Lets things happen until `end`, or until `missing` finds nothing missing. Gives what is missing at the end; at

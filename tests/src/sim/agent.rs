@@ -1,15 +1,16 @@
 //! One node: its host, its agent's process, and what survives that process.
 
 use super::link::ToController;
+use super::shown::Shown;
 use super::{Broken, Event, Sim, scene, skewed};
 use crate::behind::Behind;
 use berth_agent_core::ledger::{Accepted, Ledger, Refused};
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::work::{Start, Work};
-use berth_model::desired::DesiredNode;
-use berth_model::inventory::Hello;
-use berth_model::placement::{StepError, StepErrorClass};
+use berth_model::desired::{DesiredNode, DesiredPlacement, Intent};
+use berth_model::inventory::{Hello, Listing};
+use berth_model::placement::{Progress, StepError, StepErrorClass, StepReport};
 use berth_model::{NodeName, PlacementUid, Timestamp};
 use berth_node_agent::driver::sim::{Host, Outcome};
 use rand::RngExt;
@@ -45,6 +46,10 @@ pub(super) struct Agent {
     pictured: Timestamp,
     /// Steps begun and not yet acted, to decide at a crash what becomes of them.
     begun: BTreeMap<PlacementUid, Begun>,
+    /// Placements with a step that has not ended, and what was wished of them when it began.
+    pub(super) at_work: BTreeMap<PlacementUid, DesiredPlacement>,
+    /// What controllers have last heard of each placement.
+    pub(super) heard: BTreeMap<PlacementUid, Progress>,
     wakes: u64,
     /// What it last obeyed, remembered beside the ledger: the rule must hold however the ledger is kept.
     pub(super) obeyed: Option<DesiredNode>,
@@ -67,6 +72,8 @@ impl Agent {
             endpoint: 0,
             pictured: Timestamp::default(),
             begun: BTreeMap::new(),
+            at_work: BTreeMap::new(),
+            heard: BTreeMap::new(),
             wakes: 0,
             obeyed: None,
             unchecked: false,
@@ -84,6 +91,17 @@ impl Agent {
             ledger_generation: self.ledger.generation(),
         }
     }
+
+    /// What it was last told to do about a placement.
+    pub(super) fn wish(&self, uid: &PlacementUid) -> Option<&DesiredPlacement> {
+        self.obeyed.iter().flat_map(|desired| &desired.placements).find(|wish| wish.uid == *uid)
+    }
+
+    /// Whether it says that everything of a placement was given back.
+    fn gave_back(&self, progress: &Progress) -> bool {
+        let detached = self.wish(&progress.uid).is_some_and(|wish| wish.intent == Intent::Detached);
+        detached && progress.report == StepReport::Satisfied
+    }
 }
 
 impl Sim {
@@ -95,6 +113,9 @@ impl Sim {
     pub(super) fn agent_starts(&mut self, node: usize) -> Result<(), Broken> {
         let skew = scene::skew(&mut self.rng);
         let Some(agent) = self.agents.get_mut(node).filter(|agent| agent.work.is_none()) else { return Ok(()) };
+        if skew.unsigned_abs() > scene::SKEWED_MS {
+            self.counts.add("agent: starts with a clock that is far off");
+        }
         agent.life += 1;
         agent.skew = skew;
         let mut work = Work::new(agent.memory.clone(), scene::pace());
@@ -116,6 +137,7 @@ impl Sim {
         }
         agent.life += 1;
         let begun = std::mem::take(&mut agent.begun);
+        agent.at_work.clear();
         let name = agent.name.clone();
         self.counts.add(why);
         self.say(&name, || format!("{why}: CRASHES"));
@@ -144,13 +166,20 @@ impl Sim {
         let (life, skew) = (agent.life, agent.skew);
         let Some(work) = &mut agent.work else { return Ok(()) };
         let todo = work.next(skewed(now, skew));
+        let shown = work.view().map(|view| Shown::of(&agent.name, view));
+        let clean: Vec<_> = todo.progress.iter().filter(|said| agent.gave_back(said)).map(|p| p.uid.clone()).collect();
         if let Some(memory) = todo.remember {
             agent.memory = memory;
             if self.mishap(20) {
                 return self.kill_agent(node, "agent: crash after it wrote its memory");
             }
         }
-        let news = todo.inventory.map(ToController::Report).into_iter();
+        self.store.truth.are_clean(clean);
+        let news = todo.inventory.map(|report| {
+            let shown = shown.filter(|_| report.listing == Listing::Complete);
+            ToController::Report { report, shown: shown.map(Box::new) }
+        });
+        let news = news.into_iter();
         for message in news.chain(todo.progress.into_iter().map(ToController::Progress)) {
             self.agent_sends(node, message);
         }
@@ -162,7 +191,12 @@ impl Sim {
             let at = self.now.after(self.up_to(3_000));
             let Some(agent) = self.agents.get_mut(node) else { return Ok(()) };
             let begun = Begun { start, pictured: agent.pictured };
-            agent.begun.insert(begun.start.uid.clone(), begun.clone());
+            let uid = begun.start.uid.clone();
+            agent.begun.insert(uid.clone(), begun.clone());
+            if let Some(wish) = agent.wish(&uid).cloned() {
+                agent.at_work.insert(uid, wish.clone());
+                self.check_rivals(node, &wish)?;
+            }
             self.agenda.add(at, Event::StepActs { node, life, begun: Box::new(begun) });
         }
         if let (Some(wake), Some(agent)) = (todo.wake, self.agents.get_mut(node)) {
@@ -242,6 +276,7 @@ impl Sim {
         result: Result<(), StepError>,
     ) -> Result<(), Broken> {
         let Some(agent) = self.living(node, life) else { return Ok(()) };
+        agent.at_work.remove(uid);
         if let Some(work) = &mut agent.work {
             work.stepped(uid, result);
         }
@@ -285,7 +320,8 @@ impl Sim {
         let name = agent.name.clone();
         let (term, generation) = (desired.term, desired.generation);
         match agent.ledger.accept(desired.clone()) {
-            Ok(Accepted::New | Accepted::NewTerm | Accepted::Again) => {}
+            Ok(Accepted::New | Accepted::NewTerm) => {}
+            Ok(Accepted::Again) => self.counts.add("net: agent told the same twice"),
             // Sessions end with their leader and messages keep their order: nothing old can arrive in one.
             Err(refused @ (Refused::OldTerm { .. } | Refused::OldGeneration { .. } | Refused::OtherContent { .. })) => {
                 return Err(Broken(format!("{name} had to refuse generation {generation} of term {term}: {refused}")));

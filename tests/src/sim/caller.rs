@@ -96,6 +96,11 @@ impl Callers {
         self.calls.get(&call).map(|call| call.replica)
     }
 
+    /// What was promised to whom.
+    pub(super) fn promised(&self) -> impl Iterator<Item = (&RequestId, &PlacementUid)> {
+        self.acknowledged.iter()
+    }
+
     /// An order that is not through yet.
     pub(super) fn unfinished(&self) -> Option<String> {
         let order = self.orders.iter().find(|order| !order.todo.is_empty())?;

@@ -3,8 +3,10 @@
 use super::agent::Begun;
 use super::{Broken, Sim};
 use berth_agent_core::work::Start;
+use berth_core::invariants;
 use berth_core::world::{Link, Node, View, World};
-use berth_model::gpu::{GpuState, HostDriver};
+use berth_model::desired::{DesiredPlacement, Intent};
+use berth_model::gpu::{GpuHealth, GpuState, HostDriver, Verdict};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{Phase, Placement};
 use berth_model::reason::Unavailable;
@@ -15,8 +17,11 @@ impl Sim {
     /// After every event: what changed is checked.
     pub(super) fn check(&mut self) -> Result<(), Broken> {
         for replica in &mut self.replicas {
-            if let Some(violation) = replica.check() {
-                return Err(Broken(format!("an invariant of a leader's world is broken: {violation}")));
+            if let Some(world) = replica.changed() {
+                if let Some(violation) = invariants::check(world).into_iter().next() {
+                    return Err(Broken(format!("an invariant of a leader's world is broken: {violation}")));
+                }
+                available_is_free(world)?;
             }
         }
         for agent in &mut self.agents {
@@ -27,11 +32,25 @@ impl Sim {
         Ok(())
     }
 
-    /// Before a step begins: its placement is known to the store, and what it touches belongs to no other.
+    /// Before a step begins: it is wished for, what it touches belongs to no other placement, and no other one is at work
+    /// on it.
     pub(super) fn check_start(&self, node: usize, start: &Start) -> Result<(), Broken> {
         let Some(agent) = self.agents.get(node) else { return Ok(()) };
         let truth = &self.store.truth;
         let (whose, step) = (truth.name_of(&start.uid), &start.step);
+        let name = &agent.name;
+        let Some(wish) = agent.wish(&start.uid).filter(|wish| wish.intent != Intent::Kept) else {
+            return Err(Broken(format!("{name} begins {step} of {whose}, and nobody wishes for it")));
+        };
+        let named = |address: &DeviceAddress| wish.gpus.iter().any(|gpu| gpu.address.card() == address.card());
+        if step.vm().is_some_and(|vm| *vm != wish.vm) || step.device().is_some_and(|address| !named(address)) {
+            return Err(Broken(format!("{name} begins {step} of {whose}, which is about something else")));
+        }
+        let shared = |other: &DesiredPlacement| other.vm == wish.vm || other.gpus.iter().any(|gpu| named(&gpu.address));
+        if let Some((other, _)) = agent.at_work.iter().find(|(uid, other)| **uid == start.uid || shared(other)) {
+            let other = truth.name_of(other);
+            return Err(Broken(format!("{name} begins {step} of {whose} while a step of {other} is under way there")));
+        }
         if let Some(address) = step.device() {
             let prefix = format!("{}{}/", key::GPU_CLAIMS, agent.name);
             for (key, uid) in truth.claims_under(&prefix) {
@@ -50,6 +69,22 @@ impl Sim {
             }
         }
         Ok(())
+    }
+
+    /// When a placement is over that an agent worked on: none of its steps is under way, and none of its GPUs is in its VM.
+    pub(super) fn check_ended(&self, placement: &Placement) -> Result<(), Broken> {
+        let (Some(assignment), Some(vm)) = (&placement.assignment, &placement.vm_id) else { return Ok(()) };
+        let Some(agent) = self.agents.iter().find(|agent| agent.name == assignment.node) else { return Ok(()) };
+        let name = placement.name();
+        if agent.at_work.contains_key(&placement.uid) {
+            return Err(Broken(format!("{name} is {} while a step of it is under way", placement.phase.name())));
+        }
+        let left = |gpu: &&DeviceAddress| agent.host.holders(gpu).any(|holder| holder == vm);
+        let mut gpus = assignment.gpus.iter().map(|gpu| &gpu.address).filter(|gpu| !agent.behind.meddled_with(vm, gpu));
+        match gpus.find(left) {
+            Some(gpu) => Err(Broken(format!("{name} is {}, and {gpu} is still in its VM", placement.phase.name()))),
+            None => Ok(()),
+        }
     }
 
     /// When a step takes effect.
@@ -153,8 +188,27 @@ impl Sim {
         if let Some((key, _)) = self.store.truth.claims_under(key::GPU_CLAIMS).next() {
             return Err(Broken(format!("{key} was left")));
         }
-        Ok(())
+        match self.callers.promised().find(|(_, uid)| !self.store.truth.has_ended(uid)) {
+            Some((id, uid)) => Err(Broken(format!("request {id} was promised {uid}, which never came to an end"))),
+            None => Ok(()),
+        }
     }
+}
+
+/// What counts as available, worked out here once more.
+fn available_is_free(world: &World) -> Result<(), Broken> {
+    for node in world.nodes() {
+        let ready =
+            matches!((&node.link, &node.view), (Link::Connected { .. }, View::Complete)) && node.cordons.is_empty();
+        for (address, gpu) in node.gpus.iter().filter(|(_, gpu)| node.is_available(gpu)) {
+            let at_hand = matches!(gpu.observed.state, GpuState::Host { .. } | GpuState::Pooled);
+            let fit = gpu.observed.health == GpuHealth::Ok && gpu.observed.survey.verdict == Verdict::Assignable;
+            if !(ready && at_hand && fit && gpu.claim.is_none() && gpu.observed_at.is_some()) {
+                return Err(Broken(format!("GPU {address} of {} counts as available: {gpu:?}", node.name)));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn in_motion(placement: &Placement) -> Option<String> {

@@ -5,13 +5,13 @@
 //! their loop, which only waits.
 
 use super::link::{SILENCE_MS, ToAgent};
+use super::shown::Shown;
 use super::store::Lease;
 use super::{Broken, Event, Sim, scene, skewed};
 use berth_controller::commit::Groups;
 use berth_controller::leader::desk::{Desk, Sessions, Told, Work};
 use berth_controller::leader::{ATTEMPTS, CAMPAIGN, SessionId, load};
 use berth_core::decide::Input;
-use berth_core::invariants;
 use berth_core::world::World;
 use berth_model::{NodeName, Timestamp};
 use berth_store::{CommitError, Fence, Revision, Store as _};
@@ -47,10 +47,11 @@ pub(super) enum ForReplica {
 }
 
 /// Whose input it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum From {
     Caller(u64),
-    Agent(SessionId),
+    /// With a complete report: all that the agent has told with it.
+    Agent(SessionId, Option<Box<Shown>>),
 }
 
 /// One leadership in a process.
@@ -207,13 +208,10 @@ impl Replica {
         }
     }
 
-    /// Every broken rule of its world, if that changed since it was last asked for.
-    pub(super) fn check(&mut self) -> Option<invariants::Violation> {
+    /// The world it decides on, if that changed since it was last asked for.
+    pub(super) fn changed(&mut self) -> Option<&World> {
         match &mut self.process.as_mut()?.role {
-            Role::Leading(lead) => {
-                let changed = std::mem::take(&mut lead.unchecked);
-                changed.then(|| invariants::check(lead.desk.brain().world()).into_iter().next()).flatten()
-            }
+            Role::Leading(lead) => std::mem::take(&mut lead.unchecked).then(|| lead.desk.brain().world()),
             Role::Campaigning | Role::Loading { .. } | Role::Settling(..) => None,
         }
     }
@@ -488,14 +486,17 @@ impl Sim {
         let mut decided = false;
         for _ in 0..BATCH {
             let Some((input, from)) = queue.pop_front() else { break };
-            let to = match from {
-                From::Caller(call) => Some(call),
-                From::Agent(session) if lead.desk.admits(sessions, session, &input) => None,
-                From::Agent(_) => continue,
+            let (to, shown) = match from {
+                From::Caller(call) => (Some(call), None),
+                From::Agent(session, shown) if lead.desk.admits(sessions, session, &input) => (None, shown),
+                From::Agent(..) => continue,
             };
             decided = true;
             let done = lead.desk.decide(&mut lead.groups, clock, input, to, &mut work);
             done.map_err(|unfit| Broken(unfit.to_string()))?;
+            if let Some(shown) = shown {
+                shown.check(lead.desk.brain().world())?;
+            }
         }
         let due = |lead: &Lead| lead.desk.brain().next_deadline().is_some_and(|at| at <= clock);
         if due(lead) {

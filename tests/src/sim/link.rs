@@ -2,6 +2,7 @@
 //! side finding out in its own time, so that old sessions still speak when new ones have begun.
 
 use super::controller::From;
+use super::shown::Shown;
 use super::{Broken, Event, Sim};
 use berth_controller::leader::SessionId;
 use berth_core::decide::Input;
@@ -29,7 +30,11 @@ pub(super) enum ToAgent {
 #[derive(Debug)]
 pub(super) enum ToController {
     Hello(Box<Hello>),
-    Report(InventoryReport),
+    Report {
+        report: InventoryReport,
+        /// All that it has told with it; none when its look failed.
+        shown: Option<Box<Shown>>,
+    },
     Progress(Progress),
 }
 
@@ -203,7 +208,7 @@ impl Sim {
         let name = agent.name.clone();
         if let Some(process) = self.replicas.get_mut(replica).and_then(|replica| replica.process_of(life)) {
             process.close(&name, session);
-            process.hand_in(Input::Disconnected(name), From::Agent(session));
+            process.hand_in(Input::Disconnected(name), From::Agent(session, None));
             self.wake_replica(replica);
         }
         Ok(())
@@ -274,21 +279,27 @@ impl Sim {
         }
         match (message, session) {
             (ToController::Hello(hello), _) => self.greets(number, *hello),
-            (ToController::Report(report), Some(session)) => {
+            (ToController::Report { report, shown }, Some(session)) => {
                 if !self.follows(number, &report) {
                     self.ask_for_all(number);
                     return Ok(());
                 }
                 let input = Input::Report { node: name, report: Box::new(report) };
-                self.hand_in(replica, input, From::Agent(session))
+                self.hand_in(replica, input, From::Agent(session, shown))
             }
             (ToController::Progress(progress), Some(session)) => {
                 let (whose, report) = (self.store.truth.name_of(&progress.uid), progress.report.clone());
                 self.say(format_args!("control-{replica}"), || format!("hears from {name} of {whose}: {report:?}"));
+                let heard = self.agents.get_mut(node).map(|agent| &mut agent.heard);
+                if heard.and_then(|heard| heard.insert(progress.uid.clone(), progress.clone()))
+                    == Some(progress.clone())
+                {
+                    self.counts.add("net: progress heard twice");
+                }
                 let input = Input::Progress { node: name, progress: Box::new(progress) };
-                self.hand_in(replica, input, From::Agent(session))
+                self.hand_in(replica, input, From::Agent(session, None))
             }
-            (ToController::Report(_) | ToController::Progress(_), None) => Ok(()),
+            (ToController::Report { .. } | ToController::Progress(_), None) => Ok(()),
         }
     }
 
@@ -311,7 +322,7 @@ impl Sim {
         let term = process.term();
         self.controller_sends(number, ToAgent::Welcome { term });
         self.say(format_args!("control-{replica}"), || format!("welcomes {} over connection {number}", hello.node));
-        self.hand_in(replica, Input::Connected(Box::new(hello)), From::Agent(opened.session))?;
+        self.hand_in(replica, Input::Connected(Box::new(hello)), From::Agent(opened.session, None))?;
         match opened.replaced {
             Some(old) => self.controller_hangs_up(old),
             None => Ok(()),

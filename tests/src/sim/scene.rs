@@ -14,6 +14,9 @@ use std::time::Duration;
 /// VMs that are there at first, on any node, by these numbers; callers may ask for them by name.
 pub(super) const VMS: u32 = 6;
 
+/// A clock wrong by more than that is far off: half of them are.
+pub(super) const SKEWED_MS: u64 = 10_000;
+
 /// How wrong a clock goes, in milliseconds.
 pub(super) fn skew(rng: &mut Xoshiro256PlusPlus) -> i64 {
     rng.random_range(-20_000..=20_000)

@@ -5,7 +5,7 @@ use super::truth::Truth;
 use super::{Broken, Event, Sim};
 use berth_model::Timestamp;
 use berth_store::memory::Memory;
-use berth_store::{CommitError, Store as _, Transaction};
+use berth_store::{CommitError, Precondition, Store as _, Transaction};
 use futures::FutureExt as _;
 use rand::RngExt;
 use std::time::Duration;
@@ -143,6 +143,7 @@ impl Sim {
         transaction: Transaction,
         mishap: Mishap,
     ) -> Result<Result<berth_store::Revision, CommitError>, Broken> {
+        rests(&transaction)?;
         let writes = transaction.writes.clone();
         let done = self.store.memory.commit(transaction).now_or_never();
         let Some(done) = done else { return Err(Broken("the store in memory waited".to_owned())) };
@@ -164,6 +165,9 @@ impl Sim {
                     Mishap::None | Mishap::ErrorBefore => {}
                 }
                 let lines = self.store.truth.committed(*revision, &writes)?;
+                for placement in self.store.truth.take_ended() {
+                    self.check_ended(&placement)?;
+                }
                 for line in lines {
                     self.say(format_args!("rev {revision}"), || line);
                 }
@@ -181,5 +185,22 @@ impl Sim {
             }
         }
         Ok(done)
+    }
+}
+
+/// Every transaction carries its leader's fence, and of each record that it writes what it rests on.
+fn rests(transaction: &Transaction) -> Result<(), Broken> {
+    let Transaction { fence, preconditions, writes } = transaction;
+    if fence.is_none() {
+        return Err(Broken("a transaction has no fence".to_owned()));
+    }
+    let rests_on = |key: &str| {
+        preconditions.iter().any(|precondition| match precondition {
+            Precondition::Version { key: on, .. } | Precondition::Value { key: on, .. } => on == key,
+        })
+    };
+    match writes.iter().find(|write| !rests_on(write.key())) {
+        Some(write) => Err(Broken(format!("{} is written whatever it has become", write.key()))),
+        None => Ok(()),
     }
 }

@@ -32,6 +32,10 @@ pub(super) struct Truth {
     desires: BTreeMap<NodeName, BTreeMap<u64, Vec<DesiredPlacement>>>,
     /// Placements that somebody asked to release.
     release_asked: BTreeSet<PlacementUid>,
+    /// Placements of which an agent has said that everything was given back.
+    clean: BTreeSet<PlacementUid>,
+    /// Placements that agents worked on and that are over since this was last taken.
+    ended: Vec<Placement>,
     /// Uids that were drawn for calls which were answered "no": nothing of them may ever exist.
     never: BTreeSet<PlacementUid>,
 }
@@ -52,6 +56,23 @@ fn owned(placement: &Placement) -> BTreeSet<String> {
         keys.extend(gpus.map(|gpu| key::gpu_claim(&gpu)));
     }
     keys
+}
+
+/// How far a placement has come; it never goes back.
+fn progress(phase: &Phase) -> u8 {
+    match phase {
+        Phase::Requested => 0,
+        Phase::Queued { .. } => 1,
+        Phase::Held { .. } => 2,
+        Phase::Preparing { .. } => 3,
+        Phase::Attaching { .. } => 4,
+        Phase::Starting { .. } => 5,
+        Phase::Verifying { .. } => 6,
+        Phase::Active => 7,
+        Phase::Releasing { .. } => 8,
+        Phase::Failed { undone: false, .. } => 9,
+        Phase::Released | Phase::Failed { undone: true, .. } => 10,
+    }
 }
 
 impl Truth {
@@ -80,6 +101,21 @@ impl Truth {
     /// Somebody asks for the release of a placement; from now on it may end.
     pub(super) fn ask_release(&mut self, uid: &PlacementUid) {
         self.release_asked.insert(uid.clone());
+    }
+
+    /// An agent says that everything of these was given back.
+    pub(super) fn are_clean(&mut self, uids: Vec<PlacementUid>) {
+        self.clean.extend(uids);
+    }
+
+    /// Placements that agents worked on and that are over since this was last asked.
+    pub(super) fn take_ended(&mut self) -> Vec<Placement> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Whether a placement has come to its end, remembered or not.
+    pub(super) fn has_ended(&self, uid: &PlacementUid) -> bool {
+        self.history.get(uid).and_then(|life| life.last()).is_some_and(|last| last.phase.is_over())
     }
 
     /// A call with this uid was answered "no".
@@ -126,6 +162,11 @@ impl Truth {
                     let item = item(write.key(), value, revision, version);
                     let placement = record::read_placement(&item).map_err(|e| Broken(e.to_string()))?;
                     lines.extend(self.lives_on(before.as_ref(), &placement)?);
+                    let worked_on =
+                        before.as_ref().is_some_and(|p| p.uid == placement.uid && desired::entry(p).is_some());
+                    if worked_on && placement.phase.is_over() {
+                        self.ended.push(placement.clone());
+                    }
                     nodes.extend(
                         before.iter().chain([&placement]).filter_map(|p| p.assignment.as_ref()).map(|a| a.node.clone()),
                     );
@@ -228,6 +269,16 @@ impl Truth {
         if before.phase.is_over() {
             return broken(format!("{name} goes on after it was {}", before.phase.name()));
         }
+        if progress(&before.phase) > progress(&after.phase) {
+            return broken(format!("{name} goes back from {} to {}", before.phase.name(), after.phase.name()));
+        }
+        // The agent's word for it, whatever the controller made of it: until then its GPUs are nobody else's.
+        if after.phase.is_over() && desired::entry(before).is_some() && !self.clean.contains(uid) {
+            return broken(format!(
+                "{name} is {}, and no agent said that its GPUs were given back",
+                after.phase.name()
+            ));
+        }
         let asked = match &after.phase {
             Phase::Released => true,
             Phase::Releasing { cause, .. } => *cause == ReleaseCause::Asked,
@@ -274,6 +325,14 @@ impl Truth {
         let on_node = |placement: &&Placement| placement.assignment.as_ref().is_some_and(|a| a.node == *node);
         let mut wishes: Vec<_> = self.placements.values().filter(on_node).filter_map(desired::entry).collect();
         wishes.sort_by(|a, b| a.uid.cmp(&b.uid));
+        let mut wanted = BTreeSet::new();
+        for wish in &wishes {
+            let cards = wish.gpus.iter().map(|gpu| gpu.address.card().to_string()).collect::<BTreeSet<_>>();
+            if let Some(what) = cards.into_iter().chain([wish.vm.to_string()]).find(|what| !wanted.insert(what.clone()))
+            {
+                return broken(format!("{} and another one want {what} of {node}", wish.name));
+            }
+        }
         let generation = stored.generation;
         let known = self.desires.entry(node.clone()).or_default();
         match known.get(&generation) {
