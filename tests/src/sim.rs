@@ -25,6 +25,7 @@ use crate::agenda::Agenda;
 use agent::{Agent, Begun};
 use berth_agent_core::observed::HostView;
 use berth_controller::leader::Answer;
+use berth_core::decide::Limits;
 use berth_model::placement::StepError;
 use berth_model::{PlacementUid, Timestamp};
 use caller::Callers;
@@ -33,11 +34,12 @@ use link::{Conn, ToAgent, ToController};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 use store::{Flight, SimStore};
+use trouble::Kind;
 
 /// How long everything goes wrong, in seconds of virtual time: one or some lives of placements, of leaders and of agents.
 /// Many short runs find more than few long ones.
@@ -219,6 +221,8 @@ struct Sim {
     start: Timestamp,
     now: Timestamp,
     trouble: bool,
+    /// What may go wrong in this run.
+    kinds: BTreeSet<Kind>,
     agenda: Agenda<Event>,
     agents: Vec<Agent>,
     replicas: Vec<Replica>,
@@ -228,6 +232,8 @@ struct Sim {
     cut: BTreeMap<(usize, usize), Timestamp>,
     store: SimStore,
     callers: Callers,
+    /// Of the leaders' brains.
+    limits: Limits,
     /// Leaderships in processes, counted; an answer of the store belongs to one of them.
     epochs: u64,
     counts: Counts,
@@ -244,14 +250,16 @@ impl Sim {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         // Late enough for every clock that is slow.
         let start = Timestamp::from_millis(1_000_000_000);
-        let agents = scene::agents(&mut rng);
+        let kinds = trouble::kinds(&mut rng);
+        let agents = scene::agents(&mut rng, kinds.contains(&Kind::Hosts));
         let replicas = (0..rng.random_range(1..=3)).map(|_| Replica::new(scene::skew(&mut rng))).collect();
-        let callers = Callers::new(&mut rng);
+        let limits = scene::limits(&mut rng);
         let mut sim = Self {
             rng,
             start,
             now: start,
             trouble: true,
+            kinds,
             agenda: Agenda::default(),
             agents,
             replicas,
@@ -259,7 +267,8 @@ impl Sim {
             last_conn: 0,
             cut: BTreeMap::new(),
             store: SimStore::default(),
-            callers,
+            callers: Callers::new(),
+            limits,
             epochs: 0,
             counts: Counts::default(),
             log: Log { verbose, lines: Vec::new() },
@@ -298,9 +307,14 @@ impl Sim {
         self.agenda.add(at, event);
     }
 
-    /// Whether something goes wrong that does so once in `times`, while anything may.
-    fn mishap(&mut self, times: u32) -> bool {
-        self.trouble && self.rng.random_ratio(1, times)
+    /// Whether a kind of thing may go wrong now.
+    fn troubled(&self, kind: Kind) -> bool {
+        self.trouble && self.kinds.contains(&kind)
+    }
+
+    /// Whether something goes wrong that does so once in `times`, while its kind may.
+    fn mishap(&mut self, kind: Kind, times: u32) -> bool {
+        self.troubled(kind) && self.rng.random_ratio(1, times)
     }
 
     fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {

@@ -2,6 +2,7 @@
 
 use super::link::ToController;
 use super::shown::Shown;
+use super::trouble::Kind;
 use super::{Broken, Event, Sim, scene, skewed};
 use crate::behind::Behind;
 use berth_agent_core::ledger::{Accepted, Ledger, Refused};
@@ -170,7 +171,7 @@ impl Sim {
         let clean: Vec<_> = todo.progress.iter().filter(|said| agent.gave_back(said)).map(|p| p.uid.clone()).collect();
         if let Some(memory) = todo.remember {
             agent.memory = memory;
-            if self.mishap(20) {
+            if self.mishap(Kind::Agents, 20) {
                 return self.kill_agent(node, "agent: crash after it wrote its memory");
             }
         }
@@ -262,7 +263,7 @@ impl Sim {
             }
         };
         self.agenda.add(self.now.after(after), Event::StepEnded { node, life, uid: begun.start.uid, result });
-        if self.mishap(30) {
+        if self.mishap(Kind::Agents, 30) {
             return self.kill_agent(node, "agent: crash after a step, before it heard of it");
         }
         Ok(())
@@ -311,7 +312,7 @@ impl Sim {
 
     /// A desired state arrives: it is judged by the ledger, kept, and only then worked on.
     pub(super) fn offered(&mut self, node: usize, desired: DesiredNode) -> Result<(), Broken> {
-        if self.mishap(60) {
+        if self.mishap(Kind::Agents, 60) {
             self.counts.add("agent: ledger cannot be written");
             self.agent_hangs_up(node, 5_000);
             return Ok(());

@@ -2,7 +2,7 @@
 //! answer. Every answer is judged the moment the controller gives it.
 
 use super::controller::From;
-use super::trouble::host_of;
+use super::trouble::{Kind as Trouble, host_of};
 use super::{Broken, Event, Sim, scene};
 use crate::scene::{legal, uid, vm, vm_name};
 use berth_controller::leader::{Answer, CallError};
@@ -11,14 +11,15 @@ use berth_core::schedule;
 use berth_model::placement::{Phase, Placement};
 use berth_model::request::{Draft, PlacementRequest, ReturnTo, VerifyLevel};
 use berth_model::vm::VmSelector;
-use berth_model::{PlacementUid, RequestId};
+use berth_model::{PlacementUid, RequestId, Timestamp};
 use rand::RngExt;
-use rand::rngs::Xoshiro256PlusPlus;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// How long a caller waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How late a call may arrive that is sent again on its way, in milliseconds: its customer may have gone on long since.
+const TWIN_MS: u64 = 20_000;
 
 /// What a customer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ struct Order {
     uid: Option<PlacementUid>,
     todo: VecDeque<Action>,
     call: Option<u64>,
+    /// The latest call of it that has arrived.
+    arrived: u64,
 }
 
 #[derive(Debug)]
@@ -68,10 +71,10 @@ struct Call {
 
 #[derive(Debug)]
 pub(super) struct Callers {
-    /// Whether placements that are over are soon forgotten.
-    pub(super) small_history: bool,
     orders: Vec<Order>,
     calls: BTreeMap<u64, Call>,
+    /// When the last call arrives that nobody waits for.
+    twins_until: Timestamp,
     last_call: u64,
     uids: u32,
     /// The controller that answered last.
@@ -80,16 +83,24 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    pub(super) fn new(rng: &mut Xoshiro256PlusPlus) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            small_history: rng.random_ratio(1, 4),
             orders: Vec::new(),
             calls: BTreeMap::new(),
+            twins_until: Timestamp::default(),
             last_call: 0,
             uids: 0,
             endpoint: 0,
             acknowledged: BTreeMap::new(),
         }
+    }
+
+    /// Notes a call; its uid is drawn by whoever takes it in.
+    fn new_call(&mut self, order: usize, kind: Kind, replica: usize) -> u64 {
+        self.uids += 1;
+        self.last_call += 1;
+        self.calls.insert(self.last_call, Call { order, kind, uid: uid(self.uids), replica });
+        self.last_call
     }
 
     pub(super) fn replica_of(&self, call: u64) -> Option<usize> {
@@ -102,7 +113,10 @@ impl Callers {
     }
 
     /// An order that is not through yet.
-    pub(super) fn unfinished(&self) -> Option<String> {
+    pub(super) fn unfinished(&self, now: Timestamp) -> Option<String> {
+        if self.twins_until > now {
+            return Some("a call is on its way".to_owned());
+        }
         let order = self.orders.iter().find(|order| !order.todo.is_empty())?;
         Some(format!("the caller of {} has still to do {:?}", order.request.name, order.todo))
     }
@@ -119,7 +133,7 @@ impl Sim {
         let request = request.0;
         self.say("caller", || format!("wants {} GPUs for {} as {}", request.gpus, request.vm, request.name));
         let todo = VecDeque::from([Action::Call(Kind::Create)]);
-        self.callers.orders.push(Order { request, own_vm, uid: None, todo, call: None });
+        self.callers.orders.push(Order { request, own_vm, uid: None, todo, call: None, arrived: 0 });
         self.soon(100, Event::CallerWakes { order: number });
         let at = self.now.after(Duration::from_secs(1) + self.up_to(8_000));
         self.agenda.add(at, Event::Orders);
@@ -188,7 +202,7 @@ impl Sim {
             let order = self.callers.orders.len();
             let todo = VecDeque::from([Action::Call(Kind::Release)]);
             let (request, uid) = (placement.request, Some(placement.uid));
-            self.callers.orders.push(Order { request, own_vm: false, uid, todo, call: None });
+            self.callers.orders.push(Order { request, own_vm: false, uid, todo, call: None, arrived: 0 });
             self.soon(500, Event::CallerWakes { order });
         }
     }
@@ -254,9 +268,7 @@ impl Sim {
     fn call(&mut self, number: usize, kind: Kind) -> Result<(), Broken> {
         let known = self.callers.endpoint;
         let replica = if self.rng.random_ratio(4, 5) { known } else { self.rng.random_range(0..self.replicas.len()) };
-        self.callers.uids += 1;
-        self.callers.last_call += 1;
-        let (call, uid) = (self.callers.last_call, uid(self.callers.uids));
+        let call = self.callers.new_call(number, kind, replica);
         let Some(order) = self.callers.orders.get_mut(number) else { return Ok(()) };
         order.call = Some(call);
         if let (Kind::Release, Some(uid)) = (kind, &order.uid) {
@@ -271,13 +283,21 @@ impl Sim {
             Kind::WrongVersion => self.counts.add("call: release with a wrong version"),
         }
         let name = order.request.name.clone();
-        self.callers.calls.insert(call, Call { order: number, kind, uid, replica });
         self.say("caller", || format!("calls {kind:?} of {name} at control-{replica}, call {call}"));
         self.agenda.add(self.now.after(PATIENCE), Event::CallTimesOut { call });
-        if self.mishap(40) {
+        if self.mishap(Trouble::Net, 40) {
             self.counts.add("call: lost on its way");
         } else {
             self.soon(100, Event::CallArrives { call });
+        }
+        if self.mishap(Trouble::Net, 30) {
+            // Somebody on the way sends it again, perhaps to another one, perhaps long after; nobody hears that answer.
+            self.counts.add("call: sent twice on its way");
+            let replica = self.rng.random_range(0..self.replicas.len());
+            let twin = self.callers.new_call(number, kind, replica);
+            let at = self.now.after(self.up_to(TWIN_MS));
+            self.callers.twins_until = self.callers.twins_until.max(at);
+            self.agenda.add(at, Event::CallArrives { call: twin });
         }
         Ok(())
     }
@@ -285,7 +305,11 @@ impl Sim {
     pub(super) fn call_arrives(&mut self, number: u64) -> Result<(), Broken> {
         let Some(call) = self.callers.calls.get(&number) else { return Ok(()) };
         let (replica, kind, drawn) = (call.replica, call.kind, call.uid.clone());
-        let Some(order) = self.callers.orders.get(call.order) else { return Ok(()) };
+        let Some(order) = self.callers.orders.get_mut(call.order) else { return Ok(()) };
+        if order.arrived > number {
+            self.counts.add("call: overtaken by a later one");
+        }
+        order.arrived = order.arrived.max(number);
         if !self.replicas.get(replica).is_some_and(|replica| replica.serves()) {
             return self.replies(number, Err(CallError::Unavailable("this controller does not lead".to_owned())));
         }
@@ -324,7 +348,7 @@ impl Sim {
             Err(CallError::Unknown(_)) => {}
         }
         self.say(format_args!("control-{replica}"), || format!("answers call {number}: {}", show(&answer)));
-        if self.mishap(25) {
+        if self.mishap(Trouble::Net, 25) {
             self.counts.add("call: answer lost");
             return Ok(());
         }

@@ -95,7 +95,7 @@ impl Sim {
 
     /// What has not come to rest: callers, placements, a leader, agents that hold what they should and are seen as they are.
     pub(super) fn unfinished(&self) -> Option<String> {
-        if let Some(caller) = self.callers.unfinished() {
+        if let Some(caller) = self.callers.unfinished(self.now) {
             return Some(caller);
         }
         if let Some(placement) = self.store.truth.placements.values().find_map(in_motion) {

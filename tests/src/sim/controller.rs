@@ -7,7 +7,8 @@
 use super::link::{SILENCE_MS, ToAgent};
 use super::shown::Shown;
 use super::store::Lease;
-use super::{Broken, Event, Sim, scene, skewed};
+use super::trouble::Kind;
+use super::{Broken, Event, Sim, skewed};
 use berth_controller::commit::Groups;
 use berth_controller::leader::desk::{Desk, Sessions, Told, Work};
 use berth_controller::leader::{ATTEMPTS, CAMPAIGN, SessionId, load};
@@ -379,7 +380,7 @@ impl Sim {
         if let Some((process, _, _)) = self.in_process(number) {
             process.role = Role::Loading { term: won.term, fence: won.fence };
         }
-        let slow = self.mishap(10);
+        let slow = self.mishap(Kind::Store, 10);
         let after = self.up_to(if slow { 8_000 } else { 300 });
         self.later(number, after, ForReplica::Loads);
         Ok(())
@@ -398,7 +399,7 @@ impl Sim {
             return self.fails(number);
         }
         let now = self.now;
-        let limits = scene::limits(self.callers.small_history);
+        let limits = self.limits.clone();
         let Some(replica) = self.replicas.get_mut(number) else { return Ok(()) };
         let clock = skewed(now, replica.skew);
         let Some(process) = replica.process.as_mut() else { return Ok(()) };

@@ -3,6 +3,7 @@
 
 use super::controller::From;
 use super::shown::Shown;
+use super::trouble::Kind;
 use super::{Broken, Event, Sim};
 use berth_controller::leader::SessionId;
 use berth_core::decide::Input;
@@ -117,7 +118,7 @@ impl Sim {
     }
 
     fn travel(&mut self) -> Duration {
-        if self.mishap(60) {
+        if self.mishap(Kind::Net, 60) {
             self.counts.add("net: message delayed");
             return self.up_to(6_000);
         }

@@ -22,8 +22,11 @@ pub(super) fn skew(rng: &mut Xoshiro256PlusPlus) -> i64 {
     rng.random_range(-20_000..=20_000)
 }
 
-pub(super) fn limits(small_history: bool) -> Limits {
-    let s = Duration::from_secs;
+/// Times that are mostly kept, or, in every second run, mostly not: what is given up must come to the same end. In every
+/// fourth, placements that are over are soon forgotten.
+pub(super) fn limits(rng: &mut Xoshiro256PlusPlus) -> Limits {
+    let share = if rng.random() { 1 } else { 3 };
+    let s = |seconds| Duration::from_secs(seconds) / share;
     let limits = Limits {
         hold: s(40),
         prepare: s(90),
@@ -33,7 +36,7 @@ pub(super) fn limits(small_history: bool) -> Limits {
         release: s(60),
         ..Limits::default()
     };
-    if small_history { Limits { history: 3, ..limits } } else { limits }
+    if rng.random_ratio(1, 4) { Limits { history: 3, ..limits } } else { limits }
 }
 
 pub(super) fn pace() -> Pace {
@@ -41,7 +44,7 @@ pub(super) fn pace() -> Pace {
     Pace { verify_attempts: 6, longest_pause: s(8), stranded_pause: s(30), ..Pace::default() }
 }
 
-pub(super) fn agents(rng: &mut Xoshiro256PlusPlus) -> Vec<Agent> {
+pub(super) fn agents(rng: &mut Xoshiro256PlusPlus, faulty: bool) -> Vec<Agent> {
     let nodes = rng.random_range(3..=8);
     let mut hosts: Vec<_> = (0..nodes).map(|number| host(rng, number)).collect();
     for number in 0..VMS {
@@ -54,7 +57,9 @@ pub(super) fn agents(rng: &mut Xoshiro256PlusPlus) -> Vec<Agent> {
     let mut agents = Vec::new();
     for spec in hosts {
         let mut host = Host::new(spec);
-        host.faults().by_chance(rng.random(), rates);
+        if faulty {
+            host.faults().by_chance(rng.random(), rates);
+        }
         agents.push(Agent::new(host, skew(rng)));
     }
     agents

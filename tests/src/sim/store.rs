@@ -1,6 +1,7 @@
 //! The store: the shipped in-memory one, reached over a way on which everything can go wrong.
 
 use super::controller::ForReplica;
+use super::trouble::Kind;
 use super::truth::Truth;
 use super::{Broken, Event, Sim};
 use berth_model::Timestamp;
@@ -86,7 +87,7 @@ impl Sim {
         id: u64,
         transaction: Transaction,
     ) {
-        let roll = if self.trouble { self.rng.random_range(0..100) } else { 100 };
+        let roll = if self.troubled(Kind::Store) { self.rng.random_range(0..100) } else { 100 };
         let (mishap, travel) = match roll {
             0..2 => (Mishap::ErrorBefore, self.up_to(30)),
             2..4 => (Mishap::AnswerLost, self.up_to(30)),
@@ -165,6 +166,9 @@ impl Sim {
                     Mishap::None | Mishap::ErrorBefore => {}
                 }
                 let lines = self.store.truth.committed(*revision, &writes)?;
+                for what in self.store.truth.take_notes() {
+                    self.counts.add(what);
+                }
                 for placement in self.store.truth.take_ended() {
                     self.check_ended(&placement)?;
                 }

@@ -7,8 +7,30 @@ use crate::scene::{vm, vm_name};
 use berth_model::pci::DeviceAddress;
 use berth_model::{NodeName, VmId};
 use berth_node_agent::driver::sim::LookFault;
-use rand::RngExt;
+use rand::{Rng, RngExt};
+use std::collections::BTreeSet;
 use std::time::Duration;
+
+/// A kind of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Agents,
+    Net,
+    Controllers,
+    Store,
+    Hosts,
+}
+
+impl Kind {
+    const ALL: [Self; 5] = [Self::Agents, Self::Net, Self::Controllers, Self::Store, Self::Hosts];
+}
+
+/// What goes wrong in one run: all of it in every second one, else each kind or not. What a leader does in its second
+/// minute shows only where leaders last.
+pub(super) fn kinds(rng: &mut impl Rng) -> BTreeSet<Kind> {
+    let all = rng.random();
+    Kind::ALL.into_iter().filter(|_| all || rng.random()).collect()
+}
 
 /// Which of the agents is a node's.
 pub(super) fn host_of(agents: &[Agent], node: &NodeName) -> usize {
@@ -24,25 +46,36 @@ impl Sim {
         self.agenda.add(at, Event::Accident);
         let node = self.rng.random_range(0..self.agents.len());
         let replica = self.rng.random_range(0..self.replicas.len());
-        match self.rng.random_range(0..12) {
-            0 => self.kill_agent(node, "agent: crash"),
-            1 => {
+        let roll = self.rng.random_range(0..12);
+        let kind = match roll {
+            0 => Kind::Agents,
+            1 | 2 => Kind::Net,
+            3..6 => Kind::Controllers,
+            6 => Kind::Store,
+            _ => Kind::Hosts,
+        };
+        if !self.troubled(kind) {
+            return Ok(());
+        }
+        match kind {
+            Kind::Agents => self.kill_agent(node, "agent: crash"),
+            Kind::Net if roll == 1 => {
                 self.break_some();
                 Ok(())
             }
-            2 => {
+            Kind::Net => {
                 self.partition(node);
                 Ok(())
             }
-            3..6 => self.controller_accident(replica),
-            6 => {
+            Kind::Controllers => self.controller_accident(replica),
+            Kind::Store => {
                 let for_ms = self.up_to(8_000);
                 self.counts.add("store: down");
                 self.say("store", || format!("is DOWN for {:.1} s", for_ms.as_secs_f64()));
                 self.store.down_until = self.now.after(for_ms);
                 Ok(())
             }
-            _ => self.host_accident(node),
+            Kind::Hosts => self.host_accident(node),
         }
     }
 
@@ -57,7 +90,9 @@ impl Sim {
 
     /// A node cannot reach one controller, or none.
     fn partition(&mut self, node: usize) {
-        let until = self.now.after(Duration::from_secs(3) + self.up_to(40_000));
+        // Some last longer than any phase of a placement may.
+        let most = if self.rng.random_ratio(1, 4) { 200_000 } else { 40_000 };
+        let until = self.now.after(Duration::from_secs(3) + self.up_to(most));
         let all = self.rng_half();
         let one = self.rng.random_range(0..self.replicas.len());
         let replicas: Vec<usize> = (0..self.replicas.len()).filter(|replica| all || *replica == one).collect();

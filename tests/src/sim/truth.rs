@@ -36,6 +36,8 @@ pub(super) struct Truth {
     clean: BTreeSet<PlacementUid>,
     /// Placements that agents worked on and that are over since this was last taken.
     ended: Vec<Placement>,
+    /// What happened to placements that is worth counting, since this was last taken.
+    notes: Vec<&'static str>,
     /// Uids that were drawn for calls which were answered "no": nothing of them may ever exist.
     never: BTreeSet<PlacementUid>,
 }
@@ -56,6 +58,22 @@ fn owned(placement: &Placement) -> BTreeSet<String> {
         keys.extend(gpus.map(|gpu| key::gpu_claim(&gpu)));
     }
     keys
+}
+
+/// What is worth counting of a step in the life of a placement.
+fn note(before: &Phase, after: &Phase) -> Option<&'static str> {
+    match (before, after) {
+        (Phase::Releasing { cause: ReleaseCause::Asked, .. }, Phase::Failed { undone: false, .. }) => {
+            Some("placement: release out of time")
+        }
+        (Phase::Releasing { cause: ReleaseCause::Failure(_), .. }, Phase::Failed { undone: false, .. }) => {
+            Some("placement: undoing out of time")
+        }
+        (Phase::Failed { undone: false, .. }, Phase::Failed { undone: true, .. }) => {
+            Some("placement: given back after all")
+        }
+        _ => None,
+    }
 }
 
 /// How far a placement has come; it never goes back.
@@ -113,6 +131,11 @@ impl Truth {
         std::mem::take(&mut self.ended)
     }
 
+    /// What happened to placements that is worth counting, since this was last asked.
+    pub(super) fn take_notes(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.notes)
+    }
+
     /// Whether a placement has come to its end, remembered or not.
     pub(super) fn has_ended(&self, uid: &PlacementUid) -> bool {
         self.history.get(uid).and_then(|life| life.last()).is_some_and(|last| last.phase.is_over())
@@ -164,6 +187,7 @@ impl Truth {
                     lines.extend(self.lives_on(before.as_ref(), &placement)?);
                     let worked_on =
                         before.as_ref().is_some_and(|p| p.uid == placement.uid && desired::entry(p).is_some());
+                    self.notes.extend(before.as_ref().and_then(|before| note(&before.phase, &placement.phase)));
                     if worked_on && placement.phase.is_over() {
                         self.ended.push(placement.clone());
                     }
