@@ -9,6 +9,7 @@
 mod agent;
 mod caller;
 mod checks;
+mod commits;
 mod controller;
 mod count;
 mod link;

@@ -200,6 +200,11 @@ impl Groups {
         self.next_group
     }
 
+    /// Whether the last group may take further decisions.
+    pub fn is_open(&self) -> bool {
+        self.groups.back().is_some_and(|group| matches!(group.progress, Progress::Waiting))
+    }
+
     /// The revision up to a mark, once everything before it is durable.
     pub fn durable_at(&mut self, mark: u64) -> Option<Revision> {
         let undone = self.groups.front().map_or(self.next_group, |group| group.id);

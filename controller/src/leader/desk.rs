@@ -11,6 +11,7 @@ pub use undo::TakenBack;
 use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
 use crate::commit::{Fate, Groups, Unfit};
 use berth_core::decide::{Brain, Input};
+use berth_core::desired::desired as desired_state;
 use berth_core::world::World;
 use berth_model::desired::DesiredNode;
 use berth_model::inventory::{Hello, Listing};
@@ -198,10 +199,15 @@ impl<R> Desk<R> {
         to: Option<R>,
         work: &mut Work<R>,
     ) -> Result<(), Unfit> {
-        work.inputs += 1;
+        // A decision that finds no place in the last group begins another one. What is shown once the last one is durable
+        // must be what is stored then, so that this batch ends before that decision.
+        let before = (work.inputs > 0 && groups.is_open()).then(|| (groups.mark(), self.brain.world().clone()));
         let (what, group) = match self.brain.decide(now, input) {
             Ok(decision) => {
                 let group = groups.add(&decision.changes)?;
+                if let Some((mark, world)) = before.filter(|(mark, _)| groups.mark() > *mark) {
+                    self.put(mark, world, std::mem::take(work));
+                }
                 work.placements.extend(decision.touched);
                 work.nodes.extend(decision.nodes);
                 work.desired.extend(decision.desired);
@@ -209,27 +215,32 @@ impl<R> Desk<R> {
             }
             Err(refusal) => (Err(refusal), None),
         };
+        work.inputs += 1;
         work.replies.extend(to.map(|to| Reply { to, what, group }));
         Ok(())
     }
 
-    /// Puts what was decided behind what waits already. Batches that the same transaction makes durable become one:
-    /// the states between them never were in the store.
+    /// Puts what was decided behind what waits already.
     pub fn enqueue(&mut self, groups: &Groups, work: Work<R>) {
-        let Work { placements, nodes, desired, replies, inputs } = work;
-        if inputs == 0 {
-            return;
+        if work.inputs > 0 {
+            self.put(groups.mark(), self.brain.world().clone(), work);
         }
-        let mark = groups.mark();
-        let world = self.brain.world().clone();
-        let desired = desired.into_iter().filter_map(|node| Some((node.clone(), self.brain.desired(&node)?))).collect();
+    }
+
+    /// Has this told once everything up to a mark is durable, the world being as given then. Batches that the same
+    /// transaction makes durable become one: the states between them never were in the store.
+    fn put(&mut self, mark: u64, world: World, work: Work<R>) {
+        let Work { placements, nodes, desired, replies, inputs } = work;
+        let term = self.brain.term();
+        let desired = desired.into_iter().filter_map(|node| Some((node.clone(), desired_state(&world, &node, term)?)));
+        let desired: BTreeMap<_, _> = desired.collect();
         self.untold = self.untold.saturating_add(inputs);
         match self.batches.back_mut().filter(|last| last.mark == mark) {
             Some(last) => {
                 last.world = world;
                 last.placements.extend(placements);
                 last.nodes.extend(nodes);
-                last.desired.extend::<BTreeMap<_, _>>(desired);
+                last.desired.extend(desired);
                 last.replies.extend(replies);
                 last.inputs = last.inputs.saturating_add(inputs);
             }

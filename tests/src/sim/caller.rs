@@ -364,7 +364,9 @@ impl Sim {
         placement: &Placement,
     ) -> Result<(), Broken> {
         let name = placement.name();
-        let ending = matches!(placement.phase, Phase::Releasing { .. }) || placement.phase.is_over();
+        // One whose undoing failed is being released already, for as long as it takes.
+        let ending =
+            matches!(placement.phase, Phase::Releasing { .. } | Phase::Failed { .. }) || placement.phase.is_over();
         match kind {
             Kind::Create | Kind::Again | Kind::Other => {
                 let asked = if kind == Kind::Other { &altered(request) } else { request };

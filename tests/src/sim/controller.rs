@@ -1,5 +1,5 @@
-//! Controllers: processes that compete for the lead, decide while they have it, load the world anew when a commit fails,
-//! and crash, stall and lose their lease.
+//! Controllers: processes that compete for the lead, decide while they have it, and crash, stall and lose their lease. What
+//! becomes of what they commit is in [`super::commits`].
 //!
 //! What counts, what it comes to and who is told when is the shipped [`Desk`] and [`Groups`]; this file stands in for
 //! their loop, which only waits.
@@ -9,7 +9,7 @@ use super::shown::Shown;
 use super::store::Lease;
 use super::trouble::Kind;
 use super::{Broken, Event, Sim, skewed};
-use berth_controller::commit::Groups;
+use berth_controller::commit::{Effort, Groups, Loss};
 use berth_controller::leader::desk::{Desk, Sessions, Told, Work};
 use berth_controller::leader::{ATTEMPTS, CAMPAIGN, SessionId, load};
 use berth_core::decide::Input;
@@ -25,6 +25,8 @@ use std::time::Duration;
 pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// Between signs of life.
 const RENEW: Duration = Duration::from_secs(3);
+/// How long one transaction is given its chance.
+const COMMIT: Duration = Duration::from_secs(10);
 /// Inputs decided in one go.
 const BATCH: usize = 256;
 /// Longest time between two looks at the deadlines.
@@ -41,6 +43,12 @@ pub(super) enum ForReplica {
     Serves,
     /// The store has answered.
     Answered { epoch: u64, id: u64, result: Result<Revision, CommitError> },
+    /// It sends a transaction again that was surely not written.
+    SendsAgain { epoch: u64, id: u64 },
+    /// It looks for what became of a transaction whose answer was lost.
+    ReadsBack { epoch: u64, id: u64 },
+    /// It takes back what was not committed.
+    TakesBack { epoch: u64 },
     /// It shows that it is alive.
     Renews { epoch: u64 },
     /// It learns that its lease of this term is gone.
@@ -56,38 +64,39 @@ pub(super) enum From {
 }
 
 /// One leadership in a process.
-struct Lead {
-    epoch: u64,
-    term: u64,
-    desk: Desk<u64>,
-    groups: Groups,
-    in_flight: usize,
+pub(super) struct Lead {
+    pub(super) epoch: u64,
+    pub(super) term: u64,
+    pub(super) desk: Desk<u64>,
+    pub(super) groups: Groups,
+    /// What is in flight, and until when each is given its chance.
+    pub(super) efforts: BTreeMap<u64, (Effort, Timestamp)>,
     /// Its world changed since it was last checked.
-    unchecked: bool,
+    pub(super) unchecked: bool,
 }
 
-enum Role {
+pub(super) enum Role {
     Campaigning,
     Loading {
         term: u64,
         fence: Fence,
     },
     Leading(Box<Lead>),
-    /// A commit failed; it waits for the others that are in flight.
-    Settling(Box<Lead>, CommitError),
+    /// A commit failed; it waits for the others that are in flight, and then takes back what it must.
+    Settling(Box<Lead>, Loss, CommitError),
 }
 
 /// A controller's process.
 pub(super) struct Process {
-    role: Role,
+    pub(super) role: Role,
     queue: VecDeque<(Input, From)>,
-    sessions: Sessions,
+    pub(super) sessions: Sessions,
     /// The open session of each node: which, over which connection, last heard of when.
     seen: BTreeMap<NodeName, (SessionId, u64, Timestamp)>,
     last_session: u64,
     term: u64,
     has_led: bool,
-    attempts: u32,
+    pub(super) attempts: u32,
     /// Another one has won if it has not until then; one that never led waits as long as it takes.
     gives_way: Option<Timestamp>,
     /// When it looks at its queue and its deadlines next.
@@ -196,6 +205,11 @@ impl Replica {
         self.process.iter().flat_map(|process| process.seen.values()).map(|(_, conn, _)| *conn).collect()
     }
 
+    /// The connection of a node's open session.
+    pub(super) fn conn_of(&self, node: &NodeName) -> Option<u64> {
+        self.process.as_ref()?.seen.get(node).map(|(_, conn, _)| *conn)
+    }
+
     /// Whether it answers callers.
     pub(super) fn serves(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.has_led)
@@ -219,13 +233,13 @@ impl Replica {
 }
 
 impl Sim {
-    fn in_process(&mut self, replica: usize) -> Option<(&mut Process, u32, i64)> {
+    pub(super) fn in_process(&mut self, replica: usize) -> Option<(&mut Process, u32, i64)> {
         let replica = self.replicas.get_mut(replica)?;
         let (life, skew) = (replica.life, replica.skew);
         replica.process.as_mut().map(|process| (process, life, skew))
     }
 
-    fn later(&mut self, replica: usize, after: Duration, what: ForReplica) {
+    pub(super) fn later(&mut self, replica: usize, after: Duration, what: ForReplica) {
         let Some(life) = self.replicas.get(replica).map(|replica| replica.life) else { return };
         self.agenda.add(self.now.after(after), Event::Replica { replica, life, what });
     }
@@ -304,6 +318,9 @@ impl Sim {
             ForReplica::Loads => self.loads(number),
             ForReplica::Serves => self.serves(number),
             ForReplica::Answered { epoch, id, result } => self.answered(number, epoch, id, result),
+            ForReplica::SendsAgain { epoch, id } => self.sends(number, epoch, id),
+            ForReplica::ReadsBack { epoch, id } => self.reads_back(number, epoch, id),
+            ForReplica::TakesBack { epoch } => self.takes_back(number, epoch),
             ForReplica::Renews { epoch } => {
                 self.renews(number, epoch);
                 Ok(())
@@ -312,11 +329,13 @@ impl Sim {
         }
     }
 
-    /// A process learns that a leadership is over. While it loads its world it does not look; while it waits for the
-    /// end of transactions, or wins another leadership, that one is of no interest any more.
+    /// A process learns that a leadership is over. While it loads its world it does not look; while it wins another
+    /// leadership, that one is of no interest any more.
     fn lease_lost(&mut self, number: usize, lost: u64) -> Result<(), Broken> {
         match self.in_process(number).map(|(process, _, _)| &process.role) {
-            Some(Role::Leading(lead)) if lead.term == lost => self.replica_ends(number, "its lease is lost"),
+            Some(Role::Leading(lead) | Role::Settling(lead, ..)) if lead.term == lost => {
+                self.replica_ends(number, "its lease is lost")
+            }
             Some(Role::Loading { term, .. }) if *term == lost => {
                 self.later(number, RENEW, ForReplica::LeaseLost { term: lost });
                 Ok(())
@@ -326,12 +345,12 @@ impl Sim {
     }
 
     /// Whether a process reaches the store now.
-    fn reaches_store(&self, number: usize) -> bool {
+    pub(super) fn reaches_store(&self, number: usize) -> bool {
         self.store.down_until <= self.now && self.replicas.get(number).is_some_and(|r| r.store_cut <= self.now)
     }
 
     /// One more failure in a row; a process gives up after some.
-    fn fails(&mut self, number: usize) -> Result<(), Broken> {
+    pub(super) fn fails(&mut self, number: usize) -> Result<(), Broken> {
         let now = self.now;
         let Some((process, _, _)) = self.in_process(number) else { return Ok(()) };
         process.attempts += 1;
@@ -422,7 +441,8 @@ impl Sim {
         if again {
             desk.take_sessions(&mut groups, clock, &process.sessions).map_err(|unfit| Broken(unfit.to_string()))?;
         }
-        process.role = Role::Leading(Box::new(Lead { epoch, term, desk, groups, in_flight: 0, unchecked: true }));
+        process.role =
+            Role::Leading(Box::new(Lead { epoch, term, desk, groups, efforts: BTreeMap::new(), unchecked: true }));
         process.serves_at = None;
         if again {
             self.counts.add("controller: world loaded anew");
@@ -439,7 +459,7 @@ impl Sim {
         let now = self.now;
         let Some((process, life, _)) = self.in_process(number) else { return };
         let leads = match &process.role {
-            Role::Leading(lead) | Role::Settling(lead, _) => lead.epoch == epoch,
+            Role::Leading(lead) | Role::Settling(lead, ..) => lead.epoch == epoch,
             Role::Campaigning | Role::Loading { .. } => false,
         };
         if !leads {
@@ -515,14 +535,15 @@ impl Sim {
         Ok(())
     }
 
-    fn dispatch_and_tell(&mut self, number: usize) -> Result<(), Broken> {
+    pub(super) fn dispatch_and_tell(&mut self, number: usize) -> Result<(), Broken> {
+        let now = self.now;
         loop {
-            let Some((process, life, _)) = self.in_process(number) else { return Ok(()) };
+            let Some((process, _, _)) = self.in_process(number) else { return Ok(()) };
             let Role::Leading(lead) = &mut process.role else { return Ok(()) };
             let Some((id, transaction)) = lead.groups.next_to_send() else { break };
-            lead.in_flight += 1;
-            let (epoch, term) = (lead.epoch, lead.term);
-            self.send_transaction(number, life, epoch, term, id, transaction);
+            let epoch = lead.epoch;
+            lead.efforts.insert(id, (Effort::new(transaction), now.after(COMMIT)));
+            self.sends(number, epoch, id)?;
         }
         loop {
             let Some((process, _, _)) = self.in_process(number) else { return Ok(()) };
@@ -553,58 +574,6 @@ impl Sim {
             }
         }
         Ok(())
-    }
-
-    fn answered(
-        &mut self,
-        number: usize,
-        epoch: u64,
-        id: u64,
-        result: Result<Revision, CommitError>,
-    ) -> Result<(), Broken> {
-        let Some((process, _, _)) = self.in_process(number) else { return Ok(()) };
-        match &mut process.role {
-            Role::Leading(lead) if lead.epoch == epoch => {
-                lead.in_flight -= 1;
-                match lead.groups.ended(id, result) {
-                    Ok(()) => {
-                        process.attempts = 0;
-                        return self.dispatch_and_tell(number);
-                    }
-                    Err(CommitError::Fenced) => return self.replica_ends(number, "fenced"),
-                    Err(error @ CommitError::Illegal(_)) => return Err(Broken(error.to_string())),
-                    Err(error) => {
-                        let why = error.to_string();
-                        let role = std::mem::replace(&mut process.role, Role::Campaigning);
-                        if let Role::Leading(lead) = role {
-                            process.role = Role::Settling(lead, error);
-                        }
-                        self.say(format_args!("control-{number}"), || format!("a commit failed: {why}"));
-                    }
-                }
-            }
-            Role::Settling(lead, _) if lead.epoch == epoch => {
-                lead.in_flight -= 1;
-                // The failure that ends this leadership was told already.
-                let _told = lead.groups.ended(id, result);
-            }
-            Role::Leading(_) | Role::Settling(..) | Role::Campaigning | Role::Loading { .. } => return Ok(()),
-        }
-        self.settled(number)
-    }
-
-    /// Once nothing is in flight: whoever waits is told, and the lead is won anew.
-    fn settled(&mut self, number: usize) -> Result<(), Broken> {
-        let Some((process, _, _)) = self.in_process(number) else { return Ok(()) };
-        let Role::Settling(lead, why) = &mut process.role else { return Ok(()) };
-        if lead.in_flight > 0 {
-            return Ok(());
-        }
-        let lost = lead.desk.give_up(&lead.groups, why);
-        for (call, error) in lost {
-            self.replies(call, Err(error))?;
-        }
-        self.fails(number)
     }
 
     /// Half of all times.

@@ -7,10 +7,11 @@ use super::trouble::Kind;
 use super::{Broken, Event, Sim};
 use berth_controller::leader::SessionId;
 use berth_core::decide::Input;
-use berth_model::Timestamp;
 use berth_model::desired::DesiredNode;
 use berth_model::inventory::{Hello, InventoryReport, Listing};
 use berth_model::placement::Progress;
+use berth_model::{NodeName, Timestamp};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Silence after which a controller believes a session dead, in milliseconds; agents find out within it, too.
@@ -357,11 +358,20 @@ impl Sim {
     /// Every agent with a session at this process is asked for everything.
     pub(super) fn look_again(&mut self, replica: usize) {
         let conns: Vec<u64> = self.replicas.get_mut(replica).map(|replica| replica.conns()).unwrap_or_default();
-        for conn in conns {
-            if let Some(conn) = self.conns.get_mut(&conn) {
-                conn.asked = false;
-            }
-            self.ask_for_all(conn);
+        conns.into_iter().for_each(|conn| self.ask_anew(conn));
+    }
+
+    /// The agents of these nodes are asked for everything.
+    pub(super) fn look_again_at(&mut self, replica: usize, nodes: &BTreeSet<NodeName>) {
+        let Some(replica) = self.replicas.get(replica) else { return };
+        let conns: Vec<u64> = nodes.iter().filter_map(|node| replica.conn_of(node)).collect();
+        conns.into_iter().for_each(|conn| self.ask_anew(conn));
+    }
+
+    fn ask_anew(&mut self, number: u64) {
+        if let Some(conn) = self.conns.get_mut(&number) {
+            conn.asked = false;
         }
+        self.ask_for_all(number);
     }
 }

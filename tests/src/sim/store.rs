@@ -30,6 +30,8 @@ pub(super) struct SimStore {
     pub(super) lease: Option<Lease>,
     /// It answers nobody until then.
     pub(super) down_until: Timestamp,
+    /// It takes no writes until then.
+    pub(super) full_until: Timestamp,
     /// What is in it, read along revision by revision.
     pub(super) truth: Truth,
     /// The last transaction that landed, by its place in the order of sending.
@@ -43,6 +45,7 @@ impl Default for SimStore {
             term: 0,
             lease: None,
             down_until: Timestamp::default(),
+            full_until: Timestamp::default(),
             truth: Truth::default(),
             landed: (0, 0),
         }
@@ -120,6 +123,8 @@ impl Sim {
             } else {
                 (Err(unknown()), deadline)
             }
+        } else if self.store.full_until > self.now && mishap != Mishap::LandsLate {
+            (Err(CommitError::Full("no room".to_owned())), self.now.after(self.up_to(25)))
         } else if mishap == Mishap::ErrorBefore {
             self.counts.add("store: error before the commit");
             (Err(CommitError::Unavailable("by chance".to_owned())), self.now.after(self.up_to(25)))

@@ -69,10 +69,17 @@ impl Sim {
             }
             Kind::Controllers => self.controller_accident(replica),
             Kind::Store => {
-                let for_ms = self.up_to(8_000);
-                self.counts.add("store: down");
-                self.say("store", || format!("is DOWN for {:.1} s", for_ms.as_secs_f64()));
-                self.store.down_until = self.now.after(for_ms);
+                if self.rng_half() {
+                    let full_for = self.up_to(20_000);
+                    self.counts.add("store: full");
+                    self.say("store", || format!("is FULL for {:.1} s", full_for.as_secs_f64()));
+                    self.store.full_until = self.now.after(full_for);
+                } else {
+                    let away_for = self.up_to(8_000);
+                    self.counts.add("store: down");
+                    self.say("store", || format!("is DOWN for {:.1} s", away_for.as_secs_f64()));
+                    self.store.down_until = self.now.after(away_for);
+                }
                 Ok(())
             }
             Kind::Hosts => self.host_accident(node),

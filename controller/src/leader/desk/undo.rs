@@ -63,10 +63,11 @@ impl<R> Desk<R> {
         }
         self.untold = 0;
         for node in &nodes {
+            // What is added to a report that was taken back means nothing.
+            self.awaited.insert(node.clone());
             let hello = sessions.open.get(node).map(|(_, hello)| hello).filter(|hello| !self.brain.has_taken_in(hello));
             if let Some(hello) = hello {
                 // As if it had just come: nothing else would ever tell this once more.
-                self.awaited.insert(node.clone());
                 self.decide(groups, now, Input::Connected(hello.clone()), None, &mut work)?;
             }
         }
