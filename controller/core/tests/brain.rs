@@ -470,6 +470,25 @@ fn a_failure_is_undone_before_the_gpu_is_free() {
 }
 
 #[test]
+fn a_release_whose_answer_was_lost_may_be_asked_again_even_when_it_ran_out_of_time() {
+    let mut f = Fixture::with_node(1);
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    f.create(request("p1", "web", 1)).unwrap();
+    f.activate("p1", 1);
+    let version = Some(f.get("p1").version);
+    let release = Input::Release { name: name("p1"), uid: None, version };
+    for _ in 0..2 {
+        let decision = f.try_input(release.clone()).unwrap();
+        assert_eq!(decision.placement.unwrap().phase.name(), "Releasing");
+    }
+    f.pass(Duration::from_secs(3600));
+    assert!(matches!(f.get("p1").phase, Phase::Failed { undone: false, .. }));
+    let decision = f.try_input(release).unwrap();
+    assert_eq!(decision.placement.unwrap().phase.name(), "Failed");
+    assert_eq!(decision.changes, []);
+}
+
+#[test]
 fn a_hold_expires_and_a_vm_made_elsewhere_is_named() {
     let mut f = Fixture::with_node(1);
     f.connect("n2");

@@ -364,9 +364,8 @@ impl Sim {
         placement: &Placement,
     ) -> Result<(), Broken> {
         let name = placement.name();
-        // One whose undoing failed is being released already, for as long as it takes.
-        let ending =
-            matches!(placement.phase, Phase::Releasing { .. } | Phase::Failed { .. }) || placement.phase.is_over();
+        // What failed and is not undone yet is still being undone.
+        let ending = matches!(placement.phase, Phase::Releasing { .. } | Phase::Released | Phase::Failed { .. });
         match kind {
             Kind::Create | Kind::Again | Kind::Other => {
                 let asked = if kind == Kind::Other { &altered(request) } else { request };

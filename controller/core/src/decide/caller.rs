@@ -211,8 +211,9 @@ impl Brain {
         version: Option<u64>,
     ) -> Result<(), Refusal> {
         let placement = self.meant(name, uid, None)?;
-        // Releasing what is being released, or is over, is the same answer again: the caller may have lost the first.
-        let ends_anyway = matches!(placement.phase, Phase::Releasing { .. }) || placement.phase.is_over();
+        // Releasing what is being released, still or at last, or is over, is the same answer again: the caller may have lost
+        // the first.
+        let ends_anyway = matches!(placement.phase, Phase::Releasing { .. } | Phase::Released | Phase::Failed { .. });
         if !ends_anyway {
             self.meant(name, uid, version)?;
             self.happen(draft, name, &Event::ReleaseAsked, |_| {});
