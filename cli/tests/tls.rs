@@ -17,11 +17,10 @@ use berth_proto::v1::node_agent_client::NodeAgentClient;
 use berth_proto::v1::{self, agent_message};
 use berth_tls::Pair;
 use berth_tls::client::{Connector, Files, transport};
+use berth_tls_testing::{Ca, HERE, expired};
 use clap::Parser as _;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,49 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The simulated node.
 const NODE: &str = "hv-01";
 
-/// A CA that writes into a directory.
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    dir: PathBuf,
-    file: PathBuf,
+/// A person's certificate: a subject and no names.
+fn user(ca: &Ca, name: &str) -> Pair {
+    ca.issue(name, name, &[], |_| ())
 }
 
-impl Ca {
-    fn new(dir: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let file = dir.join(format!("{name}.pem"));
-        std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { issuer: Issuer::new(params, key), dir: dir.to_owned(), file }
-    }
-
-    /// Writes `FILE.crt` and `FILE.key` for a subject with these alternative names.
-    fn issue(&self, file: &str, subject: &str, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Pair {
-        let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, subject);
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let made = params.signed_by(&key, &self.issuer).unwrap();
-        let pair = Pair { cert: self.dir.join(format!("{file}.crt")), key: self.dir.join(format!("{file}.key")) };
-        std::fs::write(&pair.cert, made.pem()).unwrap();
-        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
-        pair
-    }
-
-    fn user(&self, name: &str) -> Pair {
-        self.issue(name, name, &[], |_| ())
-    }
-
-    fn files(&self, own: Option<Pair>) -> Files {
-        Files { ca: self.file.clone(), own, server_name: None }
-    }
-}
-
-fn expired(params: &mut CertificateParams) {
-    params.not_after = date_time_ymd(2020, 1, 1);
+fn files(ca: &Ca, own: Option<Pair>) -> Files {
+    Files { ca: ca.file.clone(), own, server_name: None }
 }
 
 /// A controller that speaks TLS.
@@ -88,12 +51,10 @@ struct Berth {
     endpoint: String,
 }
 
-const SERVER: &[&str] = &["localhost", "127.0.0.1"];
-
 async fn start() -> Berth {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::new(dir.path(), "ca");
-    let Pair { cert, key } = ca.issue("server", "controller", SERVER, |_| ());
+    let Pair { cert, key } = ca.issue("server", "controller", HERE, |_| ());
     let look = Duration::from_millis(20);
     let tls = Tls { cert: Some(cert), key: Some(key), client_ca: Some(ca.file.clone()), look };
     let running = controller::app::start(Config { tls, ..plain() }).await.unwrap();
@@ -175,9 +136,9 @@ fn has(text: &str, part: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_three_parties_work_by_mutual_tls_and_the_caller_is_written_down() {
     let berth = start().await;
-    let agent = berth.agent(berth.ca.files(Some(berth.agent_certificate()))).await;
+    let agent = berth.agent(files(&berth.ca, Some(berth.agent_certificate()))).await;
     berth.until_ready().await;
-    let terraform = berth.ca.user("terraform");
+    let terraform = user(&berth.ca, "terraform");
 
     let line = "place one --vm one --node hv-01 -o json";
     let (exit, placed) = berth.berth(line, Some(&terraform)).await;
@@ -235,18 +196,18 @@ async fn greet(channel: Channel, node: &str) -> Status {
 async fn an_agent_speaks_only_for_the_node_of_its_certificate() {
     let berth = start().await;
     let own = berth.agent_certificate();
-    let welcome = session(&berth, berth.ca.files(Some(own.clone())), NODE).await;
+    let welcome = session(&berth, files(&berth.ca, Some(own.clone())), NODE).await;
     assert_eq!(welcome.code(), Code::Ok, "{welcome:?}");
 
-    let refused = session(&berth, berth.ca.files(Some(own)), "hv-02").await;
+    let refused = session(&berth, files(&berth.ca, Some(own)), "hv-02").await;
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     for part in ["speak for node hv-02", "CN=an agent", "DNS names: hv-01"] {
         has(refused.message(), part);
     }
     // A person's certificate is no agent's, even with the node's name as its subject.
-    let refused = session(&berth, berth.ca.files(Some(berth.ca.user(NODE))), NODE).await;
+    let refused = session(&berth, files(&berth.ca, Some(user(&berth.ca, NODE))), NODE).await;
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
-    let refused = session(&berth, berth.ca.files(None), NODE).await;
+    let refused = session(&berth, files(&berth.ca, None), NODE).await;
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
     has(refused.message(), "an agent must show a certificate");
     berth.running.stop().await;
@@ -265,7 +226,7 @@ async fn the_command_line_says_what_is_wrong_between_both_sides() {
     // What the controller does not like of us.
     let old = berth.ca.issue("old", "old", &[], expired);
     refused("status", Some(&old), "the server refused the connection: the certificate shown to it has expired").await;
-    refused("release x", Some(&other.user("stranger")), "is not from its client_ca").await;
+    refused("release x", Some(&user(&other, "stranger")), "is not from its client_ca").await;
     // What we do not like of the controller.
     refused("status --server-name berth.example", None, "the server's certificate is for another name").await;
     let ca = other.file.display().to_string();
@@ -313,7 +274,7 @@ async fn certificates_are_renewed_while_everything_runs() {
     let berth = start().await;
     // An agent whose certificate has expired, until somebody renews it.
     let own = berth.ca.issue("agent", "an agent", &[NODE], expired);
-    let agent = berth.agent(berth.ca.files(Some(own))).await;
+    let agent = berth.agent(files(&berth.ca, Some(own))).await;
     let (_, text) = berth.berth("status", None).await;
     has(&text, "0 known, 0 connected");
     berth.agent_certificate();
@@ -322,7 +283,7 @@ async fn certificates_are_renewed_while_everything_runs() {
     // The controller goes over to a certificate of another CA. The agent's session goes on.
     let new = Ca::new(berth.dir.path(), "new");
     let ca = new.file.display().to_string();
-    let Pair { cert, key } = new.issue("renewed", "controller", SERVER, |_| ());
+    let Pair { cert, key } = new.issue("renewed", "controller", HERE, |_| ());
     std::fs::rename(cert, berth.dir.path().join("server.crt")).unwrap();
     std::fs::rename(key, berth.dir.path().join("server.key")).unwrap();
     let end = Instant::now() + PATIENCE;
@@ -345,7 +306,7 @@ async fn certificates_are_renewed_while_everything_runs() {
 async fn json_and_grpc_clients_of_any_make_come_in_by_tls_1_3() {
     let berth = start().await;
     let ca_pem = std::fs::read(&berth.ca.file).unwrap();
-    let me = berth.ca.user("curl");
+    let me = user(&berth.ca, "curl");
 
     // As curl does it: HTTP/1.1, TLS 1.3 only.
     let mut roots = rustls::RootCertStore::empty();

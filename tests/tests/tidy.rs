@@ -15,7 +15,9 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("berth-model", &[]),
     ("berth-telemetry", &["berth-model"]),
     ("berth-proto", &["berth-model"]),
-    ("berth-tls", &[]),
+    // Only its tests do.
+    ("berth-tls", &["berth-tls-testing"]),
+    ("berth-tls-testing", &["berth-tls"]),
     ("berth-core", &["berth-model"]),
     ("berth-agent-core", &["berth-model"]),
     ("berth-store", &["berth-model", "berth-proto"]),
@@ -43,6 +45,7 @@ const EVERYTHING: &[&str] = &[
     "berth-telemetry",
     "berth-proto",
     "berth-tls",
+    "berth-tls-testing",
     "berth-core",
     "berth-agent-core",
     "berth-store",

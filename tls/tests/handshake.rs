@@ -6,9 +6,7 @@ use berth_tls::client::{Connector, Files as ClientFiles, transport};
 use berth_tls::files::Error;
 use berth_tls::server::{Acceptor, Files as ServerFiles};
 use berth_tls::{Certificate, Pair};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
-};
+use berth_tls_testing::{Ca, CertificateParams, ExtendedKeyUsagePurpose, HERE, early, expired};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,36 +21,9 @@ use tower_service::Service as _;
 /// Long enough for everything that must happen, short enough that a test that hangs is noticed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A CA that writes into a directory.
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    dir: PathBuf,
-    /// Its certificate.
-    file: PathBuf,
-}
-
-impl Ca {
-    fn new(dir: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let file = dir.join(format!("{name}.pem"));
-        std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { issuer: Issuer::new(params, key), dir: dir.to_owned(), file }
-    }
-
-    fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pair {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let made = params.signed_by(&key, &self.issuer).unwrap();
-        let pair = Pair { cert: self.dir.join(format!("{name}.crt")), key: self.dir.join(format!("{name}.key")) };
-        std::fs::write(&pair.cert, made.pem()).unwrap();
-        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
-        pair
-    }
+/// Issues a certificate for this machine; the subject is the file's name.
+fn issue(ca: &Ca, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Pair {
+    ca.issue(name, name, HERE, change)
 }
 
 /// What a server saw of one connection.
@@ -139,7 +110,7 @@ struct Setup {
 async fn setup() -> Setup {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::new(dir.path(), "ca");
-    let own = ca.issue("server", |_| ());
+    let own = issue(&ca, "server", |_| ());
     let server = serve(ServerFiles { own, client_ca: ca.file.clone() }).await;
     Setup { dir, ca, server }
 }
@@ -157,7 +128,7 @@ async fn the_server_knows_who_shows_a_certificate_and_takes_who_shows_none() {
     let Setup { ca, mut server, dir: _dir } = setup().await;
     server.dial(client(&ca, None)).await.unwrap();
     assert_eq!(server.seen().await, Ok(None));
-    server.dial(client(&ca, Some(ca.issue("terraform", |_| ())))).await.unwrap();
+    server.dial(client(&ca, Some(issue(&ca, "terraform", |_| ())))).await.unwrap();
     let seen = server.seen().await.unwrap().unwrap();
     assert_eq!(seen.who(), "CN=terraform");
     assert_eq!(seen.dns, ["localhost"]);
@@ -175,7 +146,7 @@ async fn a_server_must_be_who_was_dialled() {
     let named = ClientFiles { server_name: Some("localhost".to_owned()), ..client(&ca, None) };
     dial(&format!("https://{}", server.address), named).await.unwrap();
 
-    let old = ca.issue("old", |params| params.not_after = date_time_ymd(2020, 1, 1));
+    let old = issue(&ca, "old", expired);
     let expired = serve(ServerFiles { own: old, client_ca: ca.file.clone() }).await;
     has(&expired.dial(client(&ca, None)).await.unwrap_err(), "the server's certificate has expired");
 }
@@ -183,9 +154,9 @@ async fn a_server_must_be_who_was_dialled() {
 #[tokio::test]
 async fn a_client_with_a_bad_certificate_is_told_why_and_so_is_the_server() {
     let Setup { ca, mut server, dir } = setup().await;
-    let stranger = Ca::new(dir.path(), "other-ca").issue("stranger", |_| ());
-    let expired = ca.issue("expired", |params| params.not_after = date_time_ymd(2020, 1, 1));
-    let early = ca.issue("early", |params| params.not_before = date_time_ymd(2999, 1, 1));
+    let stranger = issue(&Ca::new(dir.path(), "other-ca"), "stranger", |_| ());
+    let expired = issue(&ca, "expired", expired);
+    let early = issue(&ca, "early", early);
     let only_server = |params: &mut CertificateParams| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     };
@@ -193,7 +164,7 @@ async fn a_client_with_a_bad_certificate_is_told_why_and_so_is_the_server() {
         (stranger, "is not from its client_ca", "is not from the CA of this controller's clients"),
         (expired, "shown to it has expired", "has expired"),
         (early, "refused the connection", "is not valid yet"),
-        (ca.issue("web", only_server), "refused the connection", "is not meant for a client"),
+        (issue(&ca, "web", only_server), "refused the connection", "is not meant for a client"),
     ];
     for (own, to_the_client, to_the_server) in cases {
         has(&server.dial(client(&ca, Some(own))).await.unwrap_err(), to_the_client);
@@ -240,7 +211,7 @@ async fn new_files_are_taken_over_and_bad_ones_are_not() {
     };
     // Written under the same names: as a renewal does it.
     let renew = |name: &str| {
-        let made = ca.issue(name, |_| ());
+        let made = issue(&ca, name, |_| ());
         std::fs::rename(made.cert, dir.path().join("server.crt")).unwrap();
         std::fs::rename(made.key, dir.path().join("server.key")).unwrap();
     };
@@ -253,7 +224,7 @@ async fn new_files_are_taken_over_and_bad_ones_are_not() {
     assert_eq!((server.seen().await, server.seen().await), (Ok(None), Ok(None)));
 
     // The clients' CA, too: who was welcome is a stranger now.
-    let own = Some(ca.issue("terraform", |_| ()));
+    let own = Some(issue(&ca, "terraform", |_| ()));
     server.dial(client(&ca, own.clone())).await.unwrap();
     assert!(server.seen().await.unwrap().is_some());
     let other = Ca::new(dir.path(), "other-ca");
@@ -269,7 +240,7 @@ async fn new_files_are_taken_over_and_bad_ones_are_not() {
 #[tokio::test]
 async fn a_client_reads_its_files_anew_for_each_connection() {
     let Setup { ca, mut server, dir: _dir } = setup().await;
-    let own = ca.issue("first", |_| ());
+    let own = issue(&ca, "first", |_| ());
     let mut connector = Connector::new(client(&ca, Some(own.clone())));
     let address = transport(&format!("https://{}", server.address).parse().unwrap()).unwrap();
     let mut who = async |server: &mut Server| {
@@ -277,7 +248,7 @@ async fn a_client_reads_its_files_anew_for_each_connection() {
         server.seen().await.unwrap().unwrap().who()
     };
     assert_eq!(who(&mut server).await, "CN=first");
-    let second = ca.issue("second", |_| ());
+    let second = issue(&ca, "second", |_| ());
     std::fs::rename(second.cert, &own.cert).unwrap();
     std::fs::rename(second.key, &own.key).unwrap();
     assert_eq!(who(&mut server).await, "CN=second");
@@ -287,7 +258,7 @@ async fn a_client_reads_its_files_anew_for_each_connection() {
 async fn files_that_cannot_be_used_are_named_with_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::new(dir.path(), "ca");
-    let (own, other) = (ca.issue("own", |_| ()), ca.issue("other", |_| ()));
+    let (own, other) = (issue(&ca, "own", |_| ()), issue(&ca, "other", |_| ()));
     let file = |name: &str, content: &str| {
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();

@@ -6,9 +6,9 @@ use super::{Server, options, put};
 use berth_store::Store;
 use berth_store_etcd::{Etcd, Options};
 use berth_tests::etcd;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use berth_tls::Pair;
+use berth_tls_testing::{Ca, HERE};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 #[tokio::test]
 async fn users_log_in_with_the_password_of_their_file() {
@@ -38,61 +38,26 @@ async fn users_log_in_with_the_password_of_their_file() {
     assert_eq!(leadership.term, 1);
 }
 
-/// An authority with a certificate for this machine, written to files.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    dir: PathBuf,
-}
-
-impl Authority {
-    fn new(dir: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let dir = dir.join(name);
-        fs::create_dir(&dir).unwrap();
-        fs::write(dir.join("ca.pem"), issuer.pem()).unwrap();
-        let this = Self { issuer, dir };
-        this.issue("machine");
-        this
-    }
-
-    fn issue(&self, name: &str) {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(self.file(&format!("{name}.pem")), certificate.pem()).unwrap();
-        fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-}
-
 #[tokio::test]
 async fn tls_needs_the_right_authority_and_our_certificate() {
     let dir = tempfile::tempdir().unwrap();
-    let (ours, theirs) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "theirs"));
-    let file = |name: &str| ours.file(name).display().to_string();
-    let args = vec![
-        "--cert-file".to_owned(),
-        file("machine.pem"),
-        "--key-file".to_owned(),
-        file("machine.key"),
-        "--trusted-ca-file".to_owned(),
-        file("ca.pem"),
-        "--client-cert-auth".to_owned(),
-    ];
+    let authority = |name: &str| {
+        let ca = Ca::new(dir.path(), name);
+        let machine = ca.issue(&format!("{name}-machine"), "machine", HERE, |_| ());
+        (ca, machine)
+    };
+    let (ours, theirs) = (authority("ours"), authority("theirs"));
+    let (ca, Pair { cert, key }) = &ours;
+    let files = [("--cert-file", cert), ("--key-file", key), ("--trusted-ca-file", &ca.file)];
+    let args = files.into_iter().flat_map(|(flag, file)| [flag.to_owned(), file.display().to_string()]);
+    let args = args.chain(["--client-cert-auth".to_owned()]).collect();
     let test = "tls_needs_the_right_authority_and_our_certificate";
     let Some(server) = Server::start(test, 1, &etcd::Options { args, tls: true }).unwrap() else { return };
 
-    let with = |ca: Option<&Authority>, identity: Option<&Authority>| Options {
-        ca: ca.map(|authority| authority.file("ca.pem")),
-        cert: identity.map(|authority| authority.file("machine.pem")),
-        key: identity.map(|authority| authority.file("machine.key")),
+    let with = |authority: Option<&(Ca, Pair)>, identity: Option<&(Ca, Pair)>| Options {
+        ca: authority.map(|(ca, _)| ca.file.clone()),
+        cert: identity.map(|(_, machine)| machine.cert.clone()),
+        key: identity.map(|(_, machine)| machine.key.clone()),
         deadline: std::time::Duration::from_secs(3),
         ..options(&server)
     };
