@@ -61,14 +61,26 @@ impl Caller {
         Self(Arc::new(Inner { peer: self.0.peer, proof: self.0.proof.clone(), name: name.to_owned() }))
     }
 
-    /// Whether it may say for whom it asks: another controller may, known by the subject of its certificate, which is
-    /// the same for all of them (`own`).
-    pub(crate) fn may_relay(&self, own: Option<&str>) -> bool {
+    /// Whether it may be another controller: known by the subject of its certificate, which is the same for all of them
+    /// (`own`). Only a controller may say for whom it asks, or hear what the leader tells its followers.
+    ///
+    /// # Errors
+    /// The status that ends the call.
+    pub(crate) fn may_be_controller(&self, own: Option<&str>) -> Result<(), Status> {
+        let own = own.unwrap_or("none");
         match &self.0.proof {
             // Nobody proves anything here.
-            Proof::PlainText => true,
-            Proof::Anonymous => false,
-            Proof::Certificate(certificate) => own == Some(certificate.who().as_ref()),
+            Proof::PlainText => Ok(()),
+            Proof::Anonymous => Err(Status::unauthenticated(format!(
+                "only another controller may do this: it shows a certificate with this one's subject ({own}), and this \
+                 client showed none"
+            ))),
+            Proof::Certificate(certificate) if certificate.who() == own => Ok(()),
+            Proof::Certificate(certificate) => Err(Status::permission_denied(format!(
+                "only another controller may do this: its certificate has this one's subject ({own}), and this client's \
+                 has {}",
+                certificate.who()
+            ))),
         }
     }
 
@@ -165,6 +177,20 @@ mod tests {
         assert_eq!(Caller::new(peer(), Proof::Anonymous).name(), "192.0.2.7:4711");
         assert_eq!(Caller::new(peer(), Proof::PlainText).name(), "192.0.2.7:4711");
         assert_eq!(name_of(None), "unknown");
+    }
+
+    #[test]
+    fn a_controller_is_known_by_the_subject_that_all_controllers_have() {
+        let own = Some("CN=berth-controller");
+        let code = |caller: &Caller, own| caller.may_be_controller(own).map_err(|status| status.code());
+        assert_eq!(code(&caller("CN=berth-controller", &["c2"]), own), Ok(()));
+        assert_eq!(code(&Caller::new(peer(), Proof::PlainText), None), Ok(()));
+        for other in ["CN=berth-controller, O=x", "CN=hv-01", ""] {
+            // What stands for an empty subject is a name, and no subject.
+            let other = caller(other, &["CN=berth-controller", "c2"]);
+            assert_eq!(code(&other, own), Err(Code::PermissionDenied), "{}", other.name());
+        }
+        assert_eq!(code(&Caller::new(peer(), Proof::Anonymous), own), Err(Code::Unauthenticated));
     }
 
     #[test]

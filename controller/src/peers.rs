@@ -2,14 +2,16 @@
 //!
 //! Level-triggered like the agents' protocol: first everything, then each node and placement as it is when its turn
 //! comes. Nothing is queued for a follower but names in the replica's ring; one that falls too far behind begins anew.
-//! Must never tell what is not published.
+//! Must never tell what is not published, nor anybody but a controller.
 
 mod listen;
 mod wire;
 
-pub(crate) use listen::{Listener, News, Way};
+pub(crate) use listen::{Listener, News, Peer, Way};
 
 use crate::api::LastSeen;
+use crate::api::forward::Forwarder;
+use crate::identity::Caller;
 use crate::leader::now;
 use crate::replica::{Follow, Published, Replica, Snapshot};
 use crate::standing::Board;
@@ -41,15 +43,15 @@ const HEARD_AT_ONCE: usize = 5_000;
 #[derive(Clone)]
 pub(crate) struct PeersService {
     replica: Replica,
-    board: Board,
+    forwarder: Forwarder,
     seen: Arc<dyn LastSeen>,
     places: Arc<Semaphore>,
 }
 
 impl PeersService {
     /// Tells what `replica` shows while this controller leads, and when agents were heard of.
-    pub(crate) fn new(replica: Replica, board: Board, seen: Arc<dyn LastSeen>) -> Self {
-        Self { replica, board, seen, places: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
+    pub(crate) fn new(replica: Replica, forwarder: Forwarder, seen: Arc<dyn LastSeen>) -> Self {
+        Self { replica, forwarder, seen, places: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
     }
 }
 
@@ -57,8 +59,9 @@ impl PeersService {
 impl Peers for PeersService {
     type FollowStream = Pin<Box<dyn futures::Stream<Item = Result<v1::Observations, Status>> + Send>>;
 
-    async fn follow(&self, _: Request<v1::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
-        if !self.board.leads() {
+    async fn follow(&self, request: Request<v1::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        self.forwarder.admits(Caller::of(&request).as_ref())?;
+        if !self.forwarder.board().leads() {
             return Err(crate::api::no_leader("this controller does not lead"));
         }
         let place = Arc::clone(&self.places).try_acquire_owned();

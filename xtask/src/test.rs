@@ -18,7 +18,8 @@ pub(crate) enum Part {
     /// The contract that every store passes, and kill -9 during writes; leadership, logins and trouble on etcd. Needs an
     /// etcd server for those on etcd.
     Store,
-    /// TLS: who is let in and what each side is told, with certificates made on the spot. Needs nothing.
+    /// TLS: who is let in and what each side is told, with certificates made on the spot. Needs an etcd server for what
+    /// is between several controllers.
     Tls,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
@@ -46,8 +47,8 @@ impl Part {
     fn needs(self) -> &'static str {
         match self {
             Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
-            Self::Store => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
-            Self::Tls | Self::Faults | Self::Sim => "the Rust toolchain",
+            Self::Store | Self::Tls => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
+            Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
         }
     }
@@ -56,7 +57,7 @@ impl Part {
     fn of(package: &str, test: &str) -> Self {
         match (package, test) {
             ("berth-store", _) | ("berth-tests", "etcd") => Self::Store,
-            ("berth-tls", _) | ("berth", "tls") => Self::Tls,
+            ("berth-tls", _) | ("berth", "tls") | ("berth-tests", "peers") => Self::Tls,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e") => Self::EndToEnd,
@@ -129,8 +130,8 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         Part::Store | Part::Tls | Part::Faults | Part::Sim | Part::EndToEnd if choice.is_empty() => {
             anyhow::bail!("there is no test for this part");
         }
-        Part::Store => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
-        Part::Tls | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
+        Part::Store | Part::Tls => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
+        Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build_berth()?;

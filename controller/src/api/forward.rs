@@ -13,7 +13,7 @@
 use super::no_leader;
 use super::server::asked_deadline;
 use crate::identity::{self, Caller};
-use crate::peers::Way;
+use crate::peers::{Peer, Way};
 use crate::replica::Replica;
 use crate::standing::{Board, Known, Standing};
 use axum::body::Body;
@@ -28,7 +28,6 @@ use berth_telemetry::names;
 use berth_tls::server::Acceptor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower::{Service as _, ServiceExt as _};
 
@@ -61,13 +60,13 @@ pub(crate) struct Forwarder {
     /// This controller's own certificate, where connections are encrypted.
     own: Option<Arc<Acceptor>>,
     /// The connection to the leader of the last call that was passed on.
-    channel: Arc<Mutex<Option<(String, Channel)>>>,
+    peer: Arc<Mutex<Option<(String, Peer)>>>,
 }
 
 impl Forwarder {
     /// Passes on to whoever leads according to `board`.
     pub(crate) fn new(board: Board, way: Way, own: Option<Arc<Acceptor>>) -> Self {
-        Self { board, way, own, channel: Arc::default() }
+        Self { board, way, own, peer: Arc::default() }
     }
 
     /// Of a controller that leads and always will.
@@ -83,31 +82,43 @@ impl Forwarder {
         &self.board
     }
 
-    /// Takes note of who asked the controller that passed a request on, if one did; true then. Where connections are
-    /// encrypted, only a controller is believed: one whose certificate has the same subject as this one's.
-    fn unwrap(&self, request: &mut Request<Body>) -> bool {
-        let Some(name) = request.headers_mut().remove(FORWARDED) else { return false };
+    /// Whether a caller may be another controller, as far as its connection proves it.
+    ///
+    /// # Errors
+    /// The status that ends the call.
+    pub(crate) fn admits(&self, caller: Option<&Caller>) -> Result<(), Status> {
+        let caller = caller.ok_or_else(|| Status::internal("it is not known who calls"))?;
         let own = self.own.as_ref().map(|acceptor| acceptor.certificate().who());
-        let relayed = request.extensions().get::<Caller>().filter(|caller| caller.may_relay(own.as_deref()));
+        caller.may_be_controller(own.as_deref())
+    }
+
+    /// Takes note of who asked the controller that passed a request on, if one did; true then.
+    ///
+    /// # Errors
+    /// From whoever is no controller: it would be written down as who asked, or as whoever it names.
+    fn unwrap(&self, request: &mut Request<Body>) -> Result<bool, Status> {
+        let Some(name) = request.headers_mut().remove(FORWARDED) else { return Ok(false) };
+        let caller = request.extensions().get::<Caller>();
+        self.admits(caller)?;
         let name = name.to_str().ok().filter(|name| name.len() <= MAX_NAME_BYTES);
-        if let (Some(caller), Some(name)) = (relayed, name) {
+        if let (Some(caller), Some(name)) = (caller, name) {
             let caller = caller.relayed(name);
             request.extensions_mut().insert(caller);
         }
-        true
+        Ok(true)
     }
 
-    fn channel(&self, endpoint: &str) -> Result<Channel, Status> {
+    fn peer(&self, endpoint: &str) -> Result<Peer, Status> {
         // Every change under this lock is a single one.
-        let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((to, channel)) = kept.as_ref()
+        let mut kept = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((to, peer)) = kept.as_ref()
             && to == endpoint
         {
-            return Ok(channel.clone());
+            return Ok(peer.clone());
         }
-        let channel = self.way.channel(endpoint).map_err(|error| no_leader(&error.to_string()))?;
-        *kept = Some((endpoint.to_owned(), channel.clone()));
-        Ok(channel)
+        let peer = self.way.to(endpoint).map_err(|error| no_leader(&error.to_string()))?;
+        *kept = Some((endpoint.to_owned(), peer.clone()));
+        Ok(peer)
     }
 
     async fn pass_on(&self, request: Request<Body>) -> Result<Response, Status> {
@@ -115,7 +126,7 @@ impl Forwarder {
         let Some(Known { endpoint, term: _ }) = leader else {
             return Err(no_leader("no controller leads now; one takes over within seconds"));
         };
-        let mut channel = self.channel(&endpoint)?;
+        let peer = self.peer(&endpoint)?;
         let (mut parts, body) = request.into_parts();
         let caller = parts.extensions.get::<Caller>();
         let name = HeaderValue::from_str(identity::name_of(caller)).unwrap_or(HeaderValue::from_static("unknown"));
@@ -126,11 +137,11 @@ impl Forwarder {
         parts.extensions.clear();
         parts.version = Version::HTTP_2;
         let request = Request::from_parts(parts, tonic::body::Body::new(body));
-        let sent = async { channel.ready().await?.call(request).await };
+        let sent = async { peer.channel.clone().ready().await?.call(request).await };
         let answer = sent.await.map_err(|error| {
             tracing::info!({ names::ENDPOINT } = endpoint, { names::ERROR } = %error, "a call was not passed on");
             let code = if was_refused(&error) { Code::Unavailable } else { Status::from_error(Box::new(error)).code() };
-            lost(&endpoint, code)
+            lost(&endpoint, code, peer.refused().as_deref())
         })?;
         Ok(answer.map(Body::new))
     }
@@ -147,10 +158,12 @@ pub(crate) fn was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// A call that came to no answer at the leader.
-fn lost(endpoint: &str, code: Code) -> Status {
+fn lost(endpoint: &str, code: Code, refused: Option<&str>) -> Status {
     // Cancelled by this end: the connection had ended before the call was written to it.
     if matches!(code, Code::Unavailable | Code::Cancelled) {
-        return no_leader(&format!("the leader at {endpoint} cannot be reached"));
+        // Only said, never judged by: it may be about another call's attempt.
+        let why = refused.map(|why| format!(": {why}")).unwrap_or_default();
+        return no_leader(&format!("the leader at {endpoint} cannot be reached{why}"));
     }
     let text = format!(
         "the connection to the leader at {endpoint} broke; it is not known whether this happened: read back, or repeat the \
@@ -192,17 +205,14 @@ pub(super) async fn route(State(gate): State<Gate>, mut request: Request<Body>, 
             Ok(()) => return next.run(request).await,
             Err(status) => Err(status),
         },
-        Some(Kind::Change) => {
-            let forwarded = forwarder.unwrap(&mut request);
-            if forwarder.board.leads() {
-                return next.run(request).await;
-            }
-            if forwarded {
+        Some(Kind::Change) => match forwarder.unwrap(&mut request) {
+            Err(status) => Err(status),
+            Ok(_) if forwarder.board.leads() => return next.run(request).await,
+            Ok(true) => {
                 Err(no_leader("the leadership is changing: a call was passed on to a controller that does not lead"))
-            } else {
-                forwarder.pass_on(request).await
             }
-        }
+            Ok(false) => forwarder.pass_on(request).await,
+        },
     };
     match outcome {
         Ok(response) => {
@@ -300,10 +310,10 @@ mod tests {
     #[test]
     fn only_a_connection_that_never_stood_proves_that_nothing_happened() {
         for code in [Code::Unavailable, Code::Cancelled] {
-            assert_eq!(lost("http://c", code).code(), Code::Unavailable);
+            assert_eq!(lost("http://c", code, None).code(), Code::Unavailable);
         }
         for code in [Code::Unknown, Code::Internal] {
-            assert_eq!(lost("http://c", code).code(), Code::Unknown);
+            assert_eq!(lost("http://c", code, None).code(), Code::Unknown);
         }
     }
 }

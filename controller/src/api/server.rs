@@ -72,8 +72,7 @@ struct Edge {
 pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router, RouterError> {
     let (summaries, watches) = (Summaries::default(), Watches::default());
     let gate = Gate { forwarder: sources.forwarder.clone(), replica: sources.replica.clone() };
-    let peers =
-        PeersService::new(sources.replica.clone(), sources.forwarder.board().clone(), Arc::clone(&sources.seen));
+    let peers = PeersService::new(sources.replica.clone(), sources.forwarder.clone(), Arc::clone(&sources.seen));
     let health = HealthService { replica: sources.replica.clone(), watches: watches.clone() };
     let inventory =
         InventoryService { sources: sources.clone(), summaries: summaries.clone(), watches: watches.clone() };

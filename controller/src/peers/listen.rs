@@ -12,8 +12,8 @@ use berth_tls::client;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
 
 /// Messages that wait to be taken in; the rest waits at the leader, as names.
 const WAITING: usize = 4;
@@ -70,6 +70,20 @@ pub(crate) struct Way {
     tls: Option<client::Files>,
 }
 
+/// A connection to another controller, with what finds out why it does not come about. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) channel: Channel,
+    tls: Option<client::Connector>,
+}
+
+impl Peer {
+    /// Why it did not come about, where that lies in TLS: it changes only when somebody changes a file.
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.tls.as_ref()?.failure()
+    }
+}
+
 /// Why there is no way to a controller.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoWay {
@@ -91,7 +105,7 @@ impl Way {
     ///
     /// # Errors
     /// [`NoWay`].
-    pub(crate) fn channel(&self, endpoint: &str) -> Result<Channel, NoWay> {
+    pub(crate) fn to(&self, endpoint: &str) -> Result<Peer, NoWay> {
         let no_url = || NoWay::NoUrl(endpoint.to_owned());
         let uri: Uri = endpoint.parse().map_err(|_| no_url())?;
         let prepare = |endpoint: Endpoint| {
@@ -103,11 +117,12 @@ impl Way {
                 .keep_alive_while_idle(true)
         };
         match (uri.scheme_str(), &self.tls) {
-            (Some("http"), _) => Ok(prepare(Endpoint::from(uri)).connect_lazy()),
+            (Some("http"), _) => Ok(Peer { channel: prepare(Endpoint::from(uri)).connect_lazy(), tls: None }),
             (Some("https"), Some(files)) => {
                 let address = client::transport(&uri).map_err(|_| no_url())?;
                 let endpoint = prepare(Endpoint::from(address).origin(uri));
-                Ok(endpoint.connect_with_connector_lazy(client::Connector::new(files.clone())))
+                let connector = client::Connector::new(files.clone());
+                Ok(Peer { channel: endpoint.connect_with_connector_lazy(connector.clone()), tls: Some(connector) })
             }
             (Some("https"), None) => Err(NoWay::NoTls(endpoint.to_owned())),
             (Some(_) | None, _) => Err(no_url()),
@@ -157,10 +172,26 @@ impl Listener {
 
 async fn listen(way: Way, endpoint: String, news: mpsc::Sender<News>) {
     let mut pause = PAUSE;
+    let mut refused = None;
     loop {
         let mut told = false;
         let end = hear(&way, &endpoint, &news, &mut told).await;
-        tracing::debug!({ names::ENDPOINT } = endpoint, { names::ERROR } = end.message(), "the leader is not heard");
+        // A leader that goes is nothing to look at; certificates that do not fit are, once.
+        let denied = matches!(end.code(), Code::PermissionDenied | Code::Unauthenticated);
+        if denied && refused.as_deref() != Some(end.message()) {
+            tracing::warn!(
+                { names::ENDPOINT } = endpoint,
+                { names::ERROR } = end.message(),
+                "the leader cannot be followed"
+            );
+            refused = Some(end.message().to_owned());
+        } else {
+            tracing::debug!(
+                { names::ENDPOINT } = endpoint,
+                { names::ERROR } = end.message(),
+                "the leader is not heard"
+            );
+        }
         if news.send(News::Lost).await.is_err() {
             return;
         }
@@ -171,14 +202,14 @@ async fn listen(way: Way, endpoint: String, news: mpsc::Sender<News>) {
 
 /// Passes on what the leader tells, until that ends.
 async fn hear(way: &Way, endpoint: &str, news: &mpsc::Sender<News>, told: &mut bool) -> Status {
-    let channel = match way.channel(endpoint) {
-        Ok(channel) => channel,
-        Err(error) => return Status::unavailable(error.to_string()),
+    let peer = match way.to(endpoint) {
+        Ok(peer) => peer,
+        Err(error) => return Status::unauthenticated(error.to_string()),
     };
-    let mut client = PeersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let mut client = PeersClient::new(peer.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut stream = match client.follow(v1::FollowRequest {}).await {
         Ok(answer) => answer.into_inner(),
-        Err(status) => return status,
+        Err(status) => return peer.refused().map_or(status, Status::unauthenticated),
     };
     loop {
         let observed = match stream.message().await {
