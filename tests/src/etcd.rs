@@ -2,7 +2,7 @@
 
 use crate::config;
 use crate::http;
-use crate::process::{Process, free_port, other, run_within, wait_until};
+use crate::process::{Paused, Process, free_port, other};
 use anyhow::{Context as _, bail, ensure};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -157,7 +157,7 @@ impl Etcd {
     /// When it does not run.
     pub fn pause(&self, n: usize) -> anyhow::Result<Paused> {
         let process = self.member(n)?.process.as_ref();
-        Paused::new(process.with_context(|| format!("member {n} does not run"))?.id())
+        process.with_context(|| format!("member {n} does not run"))?.pause()
     }
 
     /// Calls a method of etcd's JSON gateway, such as `v3/auth/enable`.
@@ -169,39 +169,4 @@ impl Etcd {
         ensure!(answer.status == 200, "{method} {body}: {} {}", answer.status, answer.body);
         answer.json()
     }
-}
-
-/// A process that is stopped in its tracks (SIGSTOP) until this is dropped (SIGCONT).
-#[derive(Debug)]
-pub struct Paused(u32);
-
-impl Paused {
-    /// Stops a process.
-    ///
-    /// # Errors
-    /// When it cannot be stopped, or does not stop.
-    pub fn new(id: u32) -> anyhow::Result<Self> {
-        signal("-STOP", id)?;
-        let paused = Self(id);
-        let stopped = || -> anyhow::Result<bool> {
-            let mut ps = other("ps");
-            ps.args(["-o", "state=", "-p", &id.to_string()]);
-            Ok(run_within(START, ps)?.stdout.trim_start().starts_with('T'))
-        };
-        ensure!(wait_until(START, stopped)?, "process {id} does not stop");
-        Ok(paused)
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        // A process that is gone needs no waking.
-        drop(signal("-CONT", self.0));
-    }
-}
-
-fn signal(what: &str, id: u32) -> anyhow::Result<()> {
-    let mut kill = other("kill");
-    kill.args([what, &id.to_string()]);
-    run_within(START, kill)?.expect(0).map(|_| ())
 }

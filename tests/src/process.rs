@@ -1,11 +1,13 @@
 //! The real binaries as processes: started on a free port, watched until they are ready, never left behind.
 
 use anyhow::{Context as _, bail, ensure};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a start may take: a debug build on a machine that does other work, too.
@@ -37,25 +39,36 @@ pub fn other(program: impl AsRef<OsStr>) -> Command {
 ///
 /// # Errors
 /// When it does not build.
-pub fn berth() -> anyhow::Result<&'static Path> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let build = || -> anyhow::Result<PathBuf> {
-        // The test's own binary is in target/PROFILE/deps.
-        let test = std::env::current_exe().context("cannot find out where this test is")?;
-        let profile = test.ancestors().nth(2).context("this test is in no target directory")?.to_path_buf();
-        let mut cargo = command("cargo");
-        cargo.current_dir(root()).args(["build", "--quiet", "--workspace", "--bin", "berth"]);
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let output = cargo.output().context("cannot start cargo")?;
-        ensure!(output.status.success(), "berth does not build:\n{}", String::from_utf8_lossy(&output.stderr));
-        Ok(profile.join(format!("berth{}", std::env::consts::EXE_SUFFIX)))
-    };
-    BUILT
-        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
-        .as_deref()
-        .map_err(|error| anyhow::anyhow!("{error}"))
+pub fn berth() -> anyhow::Result<PathBuf> {
+    binary("berth")
+}
+
+/// Any of our binaries, built from what is in the tree now.
+///
+/// # Errors
+/// When it does not build.
+pub fn binary(name: &'static str) -> anyhow::Result<PathBuf> {
+    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = built.get(name) {
+        return Ok(path.clone());
+    }
+    // This very program is in target/PROFILE, or as a test in target/PROFILE/deps.
+    let this = std::env::current_exe().context("cannot find out where this program is")?;
+    let mut profile = this.parent().context("this program is in no directory")?;
+    if profile.ends_with("deps") {
+        profile = profile.parent().context("this test is in no target directory")?;
+    }
+    let mut cargo = command("cargo");
+    cargo.current_dir(root()).args(["build", "--quiet", "--workspace", "--bin", name]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let output = cargo.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "{name} does not build:\n{}", String::from_utf8_lossy(&output.stderr));
+    let path = profile.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    built.insert(name, path.clone());
+    Ok(path)
 }
 
 /// What a command came to.
@@ -112,7 +125,7 @@ pub fn run(command: Command) -> anyhow::Result<Ran> {
 pub fn run_within(limit: Duration, mut command: Command) -> anyhow::Result<Ran> {
     let line = shown(&command);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut process = Process::new(child.with_context(|| format!("cannot start {line}"))?, line.clone());
+    let mut process = Process::new(child.with_context(|| format!("cannot start {line}"))?, line.clone(), None);
     let Some(status) = process.ended_within(limit)? else {
         bail!("{line} did not end within {} s; it said:\n{}", limit.as_secs(), process.log());
     };
@@ -142,6 +155,8 @@ struct Said {
     lines: Vec<(Stream, String)>,
     /// Streams that have ended.
     closed: usize,
+    /// Where all of it is written, too.
+    copy: Option<File>,
 }
 
 /// A running process whose output is read all the time, and that ends with its owner.
@@ -160,11 +175,23 @@ impl Process {
     pub fn start(mut command: Command) -> anyhow::Result<Self> {
         let line = shown(&command);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Ok(Self::new(child.with_context(|| format!("cannot start {line}"))?, line))
+        Ok(Self::new(child.with_context(|| format!("cannot start {line}"))?, line, None))
     }
 
-    fn new(mut child: Child, line: String) -> Self {
-        let said = Arc::<(Mutex<Said>, Condvar)>::default();
+    /// Starts a command that may say more than is kept here: every line of it is appended to a file.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the file cannot be written.
+    pub fn start_logged(mut command: Command, file: &Path) -> anyhow::Result<Self> {
+        let line = shown(&command);
+        let copy = File::options().create(true).append(true).open(file);
+        let copy = copy.with_context(|| format!("cannot write {}", file.display()))?;
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Ok(Self::new(child.with_context(|| format!("cannot start {line}"))?, line, Some(copy)))
+    }
+
+    fn new(mut child: Child, line: String, copy: Option<File>) -> Self {
+        let said = Arc::new((Mutex::new(Said { copy, ..Said::default() }), Condvar::new()));
         if let Some(out) = child.stdout.take() {
             listen(out, Stream::Out, said.clone());
         }
@@ -234,7 +261,24 @@ impl Process {
     pub fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill().context("cannot kill")?;
         self.child.wait().context("cannot wait")?;
+        self.read_to_end();
         Ok(())
+    }
+
+    /// Asks it to end (SIGTERM), as a supervisor does.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        signal("-TERM", self.id())
+    }
+
+    /// Stops it in its tracks; it goes on when what this gives is dropped.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn pause(&self) -> anyhow::Result<Paused> {
+        Paused::new(self.id())
     }
 
     /// After its end: waits for the last of its output.
@@ -254,6 +298,41 @@ impl Drop for Process {
     }
 }
 
+/// A process that is stopped in its tracks (SIGSTOP) until this is dropped (SIGCONT).
+#[derive(Debug)]
+pub struct Paused(u32);
+
+impl Paused {
+    /// Stops a process.
+    ///
+    /// # Errors
+    /// When it cannot be stopped, or does not stop.
+    pub fn new(id: u32) -> anyhow::Result<Self> {
+        signal("-STOP", id)?;
+        let paused = Self(id);
+        let stopped = || -> anyhow::Result<bool> {
+            let mut ps = other("ps");
+            ps.args(["-o", "state=", "-p", &id.to_string()]);
+            Ok(run_within(START, ps)?.stdout.trim_start().starts_with('T'))
+        };
+        ensure!(wait_until(START, stopped)?, "process {id} does not stop");
+        Ok(paused)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // A process that is gone needs no waking.
+        drop(signal("-CONT", self.0));
+    }
+}
+
+fn signal(what: &str, id: u32) -> anyhow::Result<()> {
+    let mut kill = other("kill");
+    kill.args([what, &id.to_string()]);
+    run_within(START, kill)?.expect(0).map(|_| ())
+}
+
 fn listen(from: impl Read + Send + 'static, stream: Stream, said: Arc<(Mutex<Said>, Condvar)>) {
     std::thread::spawn(move || {
         let mut from = BufReader::new(from);
@@ -263,6 +342,10 @@ fn listen(from: impl Read + Send + 'static, stream: Stream, said: Arc<(Mutex<Sai
             let text = String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']).to_owned();
             buffer.clear();
             let mut said = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(copy) = &mut said.copy {
+                // A full disk shows in other ways.
+                drop(writeln!(copy, "{text}"));
+            }
             if said.lines.len() < KEPT_LINES {
                 said.lines.push((stream, text));
             }

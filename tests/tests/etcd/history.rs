@@ -3,7 +3,6 @@
 
 use super::{Server, TTL, connect, soon, walk};
 use berth_store::{Event, Store};
-use berth_tests::etcd::Paused;
 use berth_tests::process::{Process, other};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ async fn a_paused_leader_writes_nothing_when_it_wakes() {
         let mut child = Process::start(child).unwrap();
         // It leads, and is in the midst of writing.
         child.wait_for_line(Duration::from_secs(60), |line| line.contains("wrote 20").then_some(())).unwrap();
-        let paused = Paused::new(child.id()).unwrap();
+        let paused = child.pause().unwrap();
         let successor = soon("somebody else leads", store.campaign("successor")).await.unwrap();
         drop(paused);
         let status = child.ended_within(Duration::from_secs(60)).unwrap().expect("it ends when it finds out");
