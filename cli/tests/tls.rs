@@ -179,6 +179,8 @@ async fn greet(channel: Channel, node: &str) -> Status {
         },
         ledger_term: 0,
         ledger_generation: 0,
+        ledger_fleet: None,
+        ledger_placements: Some(0),
     };
     let (out, stream) = tokio::sync::mpsc::channel(1);
     let first = agent_message::Message::Hello(v1::Hello::from(&hello));

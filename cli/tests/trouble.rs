@@ -325,3 +325,70 @@ async fn a_controller_that_lost_everything_is_obeyed_again() {
     scene.good("place one-again --vm one --wait --timeout 60s").await;
     scene.at_ease(&["one-again"]).await;
 }
+
+/// The wrong data directory, or one that was lost: what agents hold is the only copy of it, or will be wanted again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_on_another_store_takes_nothing_from_agents() {
+    let mut scene = Scene::start(&[("hv-01", "one")]).await;
+    scene.good("place one --vm one --gpus 2 --wait --timeout 60s").await;
+    let (before, claims) = (scene.placement("one").await, scene.claims().await);
+    let right = scene.config.data_dir.clone();
+    let fleet = scene.json("status").await["fleet"].clone();
+
+    let strange = async |scene: &Scene| {
+        // The node that holds nothing joins; the other one is shown, and told nothing.
+        let shown = || async {
+            let status = scene.json("status").await;
+            status["nodesReady"] == 1 && status["strangers"] == serde_json::json!(["hv-01"])
+        };
+        scene.until("one node is ready and the other a stranger", shown).await;
+        let nodes = scene.good("get nodes").await;
+        assert!(nodes.lines().any(|line| line.contains("hv-01") && line.contains("Stranger")), "{nodes}");
+        let why = scene.good("describe node hv-01").await;
+        for part in ["holds 1 placement of fleet", "data_dir", "berth-controller rebuild"] {
+            assert!(why.contains(part), "{part} in {why}");
+        }
+        assert!(scene.good("status").await.contains("Strangers"));
+        let (exit, refused) = scene.run("place other --vm other --node hv-01").await;
+        assert_eq!(exit, Exit::NotPlaceable, "{refused}");
+    };
+    scene.stop_controller().await;
+    scene.config.data_dir = scene.dir.path().join("wrong");
+    scene.lead().await;
+    strange(&scene).await;
+    assert_ne!(scene.json("status").await["fleet"], fleet);
+
+    // Back on the right one, it is as if nothing had been.
+    scene.stop_controller().await;
+    scene.config.data_dir = right;
+    scene.lead().await;
+    scene.ready().await;
+    scene.at_ease(&["one"]).await;
+    assert_eq!(scene.json("status").await["strangers"], Value::Null);
+    assert_eq!(scene.placement("one").await["version"], before["version"], "nothing was done to it");
+
+    // Lost for good: a controller was started on the empty one, and all is there still.
+    scene.lose_store().await;
+    scene.lead().await;
+    strange(&scene).await;
+    scene.stop_controller().await;
+    let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);
+    let options = rebuild::Options { wait: PATIENCE, nodes: Some(usize::try_from(NODES).unwrap()), yes: false };
+    let store = scene.open_store().await;
+    let mut console = Console::new(&mut out, &mut input);
+    rebuild::run(&store, &scene.config, &options, now, &mut console).await.unwrap();
+    drop(store);
+    scene.lead().await;
+    scene.ready().await;
+    scene.at_ease(&["one"]).await;
+    assert_eq!(what_must_stay(&scene.placement("one").await), what_must_stay(&before));
+    assert_eq!((scene.claims().await, &scene.json("status").await["fleet"]), (claims, &fleet));
+    scene.good("release one --wait --timeout 60s").await;
+
+    // What holds nothing is nobody's: a fresh start is one.
+    scene.lose_store().await;
+    scene.lead().await;
+    scene.ready().await;
+    scene.good("place anew --vm one --wait --timeout 60s").await;
+    scene.at_ease(&["anew"]).await;
+}

@@ -89,7 +89,8 @@ impl Follower {
 
     /// Lists, then watches from there until the watch ends.
     async fn round(&mut self) -> Result<Infallible, load::Error> {
-        let Listing { nodes, placements, leader, revision } = load::list(self.store.as_ref()).await?;
+        let Listing { nodes, placements, leader, fleet, revision } = load::list(self.store.as_ref()).await?;
+        self.mirror.set_fleet(fleet);
         self.mirror.list(nodes, placements);
         self.revision = revision;
         self.lead_by(leader.as_ref());
@@ -140,6 +141,8 @@ impl Follower {
                 self.lead_by_noting(Some(&leader), touched);
             }
             (Key::Leader, Event::Delete { .. }) => self.lead_by_noting(None, touched),
+            (Key::Fleet, Event::Put(item)) => self.mirror.set_fleet(Some(record::read_fleet(&item.value)?)),
+            (Key::Fleet, Event::Delete { .. }) => self.mirror.set_fleet(None),
             (Key::Placement(_), Event::Put(item)) => {
                 self.mirror.put_placement(record::read_placement(&item)?, touched);
             }

@@ -6,7 +6,8 @@
 use crate::follower::Follower;
 use crate::leader::{Call, Ended, LoadFailure, Options, Outbox, Service};
 use crate::standing::{Known, Standing};
-use berth_store::{Leadership, Store};
+use berth_model::id::FleetId;
+use berth_store::{CommitError, Fence, Leadership, Store, fleet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -51,7 +52,10 @@ impl Member {
         standing.send_replace(Standing::default());
         let term = leadership.term;
         let resigns = Arc::clone(&store);
-        let leading = Service::lead(leadership, store, options, queue, outbox, stop.clone(), publisher);
+        let leading = async {
+            name_fleet(store.as_ref(), leadership.fence.clone(), options.commit_deadline).await?;
+            Service::lead(leadership, store, options, queue, outbox, stop.clone(), publisher).await
+        };
         let service = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             service = leading => match service {
@@ -70,6 +74,23 @@ impl Member {
             tracing::warn!("the leadership is left to run out");
         }
         outcome
+    }
+}
+
+/// Makes sure that the store says which fleet it holds, before any agent is told anything.
+async fn name_fleet(store: &dyn Store, fence: Fence, deadline: Duration) -> Result<(), Ended> {
+    let failed = |why: String| Ended::Store {
+        attempts: 1,
+        source: LoadFailure::from(berth_store::Error::Unavailable(format!(
+            "it does not say which fleet it holds: {why}"
+        ))),
+    };
+    let fresh = FleetId::new(uuid::Uuid::new_v4().to_string()).map_err(|error| failed(error.to_string()))?;
+    match tokio::time::timeout(deadline, fleet::ensure(store, &fence, fresh)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(CommitError::Fenced)) => Err(Ended::LostLeadership),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_) => Err(failed(format!("no answer after {} ms", deadline.as_millis()))),
     }
 }
 

@@ -12,8 +12,11 @@ use crate::app::StartError;
 use crate::config::Config;
 use crate::console::{Console, list};
 use crate::refill;
+use berth_model::NodeName;
 use berth_model::Timestamp;
-use berth_store::Store;
+use berth_model::id::FleetId;
+use berth_store::key::Key;
+use berth_store::{Store, key};
 use gather::{Gatherer, Heard};
 use reconstruct::Rebuilt;
 use serving::Serving;
@@ -48,6 +51,13 @@ pub enum Error {
     /// No agent came at all.
     #[error("no agent came within {} s: is this the address that agents dial?", .0.as_secs())]
     Nobody(Duration),
+    /// Agents hold placements of several fleets.
+    #[error(
+        "agents hold placements of more than one fleet: {}. A store holds one; let only the agents of one fleet come, \
+         then look at the hosts of the others",
+        .0.join(", ")
+    )]
+    Fleets(Vec<String>),
     /// Agents are there and did not tell.
     #[error("these nodes are there and did not tell what they hold: {}. Update their agents, or wait longer (--wait): a \
              controller that does not know would make them forget it", .0.join(", "))]
@@ -67,8 +77,11 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let Options { wait, nodes, yes } = options;
     let leadership = refill::lead(store, "rebuild").await?;
+    let present = refill::keys(store).await?;
+    // What a node is its agent tells again; a controller on a store that was lost has written it before anybody looked.
     refill::refuse_nonempty(
-        &refill::keys(store).await?,
+        &present,
+        Some(key::NODES),
         "; rebuilding is for a store that was lost: a controller on this one would know more than agents do",
     )?;
     let gathering = Gathering::start(config).await?;
@@ -84,7 +97,7 @@ pub async fn run(
     judge(&heard, options)?;
     let rebuilt = reconstruct::reconstruct(&heard, &config.limits, now());
     rebuilt.content.check(&config.limits, now())?;
-    console.say(&told(&heard, &rebuilt))?;
+    console.say(&told(&heard, &rebuilt, &stored_nodes(&present)))?;
     if !yes && !console.confirm("Write it?")? {
         gathering.stop().await;
         anyhow::bail!("not rebuilt: nothing was written");
@@ -110,6 +123,11 @@ fn judge(heard: &[Heard], options: &Options) -> Result<(), Error> {
     if !silent.is_empty() {
         return Err(Error::Silent(silent));
     }
+    let fleets = reconstruct::fleets(heard);
+    if fleets.len() > 1 {
+        let told = |(fleet, nodes): (&FleetId, Vec<&NodeName>)| format!("{fleet} ({})", list(nodes));
+        return Err(Error::Fleets(fleets.into_iter().map(told).collect()));
+    }
     let complete = heard.iter().filter(|heard| heard.is_complete()).count();
     match options.nodes {
         Some(wanted) if complete < wanted => Err(Error::TooFew { heard: complete, wanted, wait: options.wait }),
@@ -117,8 +135,26 @@ fn judge(heard: &[Heard], options: &Options) -> Result<(), Error> {
     }
 }
 
+/// Nodes with a record.
+fn stored_nodes(keys: &[String]) -> Vec<NodeName> {
+    let node = |key: &String| match Key::parse(key) {
+        Ok(Key::Node(name)) => Some(name),
+        Ok(
+            Key::Leader
+            | Key::Term
+            | Key::Fleet
+            | Key::Placement(_)
+            | Key::GpuClaim(_)
+            | Key::VmClaim(_)
+            | Key::Request(_),
+        )
+        | Err(_) => None,
+    };
+    keys.iter().filter_map(node).collect()
+}
+
 /// What will be written, and what will not be.
-fn told(heard: &[Heard], rebuilt: &Rebuilt) -> String {
+fn told(heard: &[Heard], rebuilt: &Rebuilt, stored: &[NodeName]) -> String {
     let Rebuilt { content, left_out } = rebuilt;
     let rows: Vec<[String; 5]> = content
         .placements
@@ -155,6 +191,10 @@ fn told(heard: &[Heard], rebuilt: &Rebuilt) -> String {
         for left in left_out {
             let _ = writeln!(text, "  {left}");
         }
+    }
+    let dropped: Vec<_> = stored.iter().filter(|name| heard.iter().all(|heard| heard.hello.node != **name)).collect();
+    if !dropped.is_empty() {
+        let _ = writeln!(text, "\nIn the store are nodes that did not come; they are forgotten: {}", list(dropped));
     }
     text.push_str(
         "\nLost, because no agent knows of it: placements that were queued or held, history, cordons, and what was asked \

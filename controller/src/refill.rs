@@ -8,6 +8,7 @@ use crate::leader::load;
 use berth_core::decide::{Brain, Limits};
 use berth_core::invariants::{self, Violation};
 use berth_model::Timestamp;
+use berth_model::id::FleetId;
 use berth_model::node::StoredNode;
 use berth_model::placement::Placement;
 use berth_store::{CommitError, Fence, Leadership, Revision, Store, Transaction, Write, key, record, term};
@@ -80,14 +81,16 @@ pub enum Error {
 pub(crate) struct Content {
     /// Every leadership from now on is above this term.
     pub(crate) term: u64,
+    /// The fleet that agents know; the store keeps its own where nobody does.
+    pub(crate) fleet: Option<FleetId>,
     pub(crate) nodes: Vec<StoredNode>,
     pub(crate) placements: Vec<Placement>,
 }
 
 impl Content {
-    /// How many records it is: nodes, placements and their claims.
+    /// How many records it is: the fleet, nodes, placements and their claims.
     pub(crate) fn records(&self) -> usize {
-        self.nodes.len() + self.placements.len() + self.claims().len()
+        usize::from(self.fleet.is_some()) + self.nodes.len() + self.placements.len() + self.claims().len()
     }
 
     /// Claims by key.
@@ -127,13 +130,16 @@ pub(crate) async fn keys(store: &dyn Store) -> Result<Vec<String>, berth_store::
     }
 }
 
-/// Refuses a store with something in it.
-pub(crate) fn refuse_nonempty(keys: &[String], hint: &'static str) -> Result<(), Error> {
-    if keys.is_empty() {
+/// Refuses a store with something in it. Which fleet it is of says whoever led it, even if nothing came of that; the
+/// records that `but` begins count for nothing either.
+pub(crate) fn refuse_nonempty(keys: &[String], but: Option<&str>, hint: &'static str) -> Result<(), Error> {
+    let counts = |key: &&String| *key != key::FLEET && !but.is_some_and(|prefix| key.starts_with(prefix));
+    let records = keys.iter().filter(counts).count();
+    if records == 0 {
         return Ok(());
     }
     let placements = keys.iter().filter(|key| key.starts_with(key::PLACEMENTS)).count();
-    Err(Error::NotEmpty { records: keys.len(), placements, hint })
+    Err(Error::NotEmpty { records, placements, hint })
 }
 
 /// Leads, so that nobody else does until this process ends or another takes over.
@@ -184,16 +190,19 @@ async fn within<T>(deadline: Duration, commit: impl Future<Output = Result<T, Co
 /// last, and in between there are claims without them.
 fn steps(content: &Content, present: &[String]) -> Vec<Write> {
     let claims = content.claims();
+    let fleet = content.fleet.as_ref().map(|fleet| (key::FLEET.to_owned(), record::fleet(fleet)));
     let nodes: BTreeMap<_, _> = content.nodes.iter().map(|node| (key::node(&node.name), record::node(node))).collect();
     let placements: BTreeMap<_, _> =
         content.placements.iter().map(|p| (key::placement(p.name()), record::placement(p))).collect();
     let is_placement = |key: &&String| key.starts_with(key::PLACEMENTS);
+    let is_fleet = |key: &&String| *key == key::FLEET;
     let kept: BTreeSet<&String> = claims.keys().chain(nodes.keys()).collect();
     let delete = |key: &String| Write::Delete { key: key.clone() };
     let put = |(key, value): (&String, &Bytes)| Write::Put { key: key.clone(), value: value.clone() };
     let mut steps: Vec<Write> = present.iter().filter(is_placement).map(delete).collect();
     steps.extend(claims.iter().map(put));
-    steps.extend(present.iter().filter(|key| !is_placement(key) && !kept.contains(key)).map(delete));
+    steps.extend(present.iter().filter(|key| !is_placement(key) && !is_fleet(key) && !kept.contains(key)).map(delete));
+    steps.extend(fleet.iter().map(|(key, value)| put((key, value))));
     steps.extend(nodes.iter().map(put));
     steps.extend(placements.iter().map(put));
     steps

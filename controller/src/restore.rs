@@ -102,9 +102,9 @@ pub async fn run(
     let present = refill::keys(store).await?;
     if !into_nonempty {
         let hint = "; restore into an empty one, or replace everything with --into-nonempty";
-        refill::refuse_nonempty(&present, hint)?;
+        refill::refuse_nonempty(&present, None, hint)?;
     }
-    let replaced = if present.is_empty() {
+    let replaced = if present.iter().all(|key| key == berth_store::key::FLEET) {
         "which is empty".to_owned()
     } else {
         format!("where {} records are REPLACED", present.len())
@@ -127,19 +127,20 @@ fn prepare(backup: Backup, limits: &Limits, now: Timestamp) -> Result<Prepared, 
     let Backup { header, records } = backup;
     let taken_at = header.taken_at.ok_or(Error::TakenAt)?;
     let taken_at = convert::read_timestamp(taken_at).map_err(|_| Error::TakenAt)?;
-    let (mut nodes, mut placements, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut fleet, mut nodes, mut placements, mut claims) = (None, Vec::new(), Vec::new(), Vec::new());
     for BackupRecord { key, value } in records {
         let at = Revision(header.revision);
         let item = KeyValue { key, value: value.into(), created: at, modified: at, version: 1 };
         match Key::parse(&item.key)? {
             Key::Leader | Key::Term => return Err(Error::Leads(item.key)),
+            Key::Fleet => fleet = Some(record::read_fleet(&item.value)?),
             Key::Node(_) => nodes.push(record::read_node(&item)?),
             Key::Placement(_) => placements.push(record::read_placement(&item)?),
             Key::GpuClaim(_) | Key::VmClaim(_) | Key::Request(_) => claims.push(item),
         }
     }
     load::check_claims(&placements, claims)?;
-    let as_it_was = Content { term: header.term, nodes, placements };
+    let as_it_was = Content { term: header.term, fleet, nodes, placements };
     as_it_was.check(limits, now)?;
     let passed = now.since(taken_at);
     let leap = LEAP.saturating_add(passed.as_secs()).min(LONGEST_LEAP);
@@ -151,7 +152,7 @@ fn prepare(backup: Backup, limits: &Limits, now: Timestamp) -> Result<Prepared, 
 /// The same world, able to go on: whatever agents have obeyed since is below its terms and generations, no report about a
 /// wish made since answers one of its wishes, and no deadline passed while it lay in a file.
 fn carried_on(was: Content, passed: Duration, leap: u64) -> Content {
-    let Content { term, mut nodes, mut placements } = was;
+    let Content { term, fleet, mut nodes, mut placements } = was;
     for node in &mut nodes {
         node.generation = node.generation.saturating_add(leap);
     }
@@ -165,7 +166,7 @@ fn carried_on(was: Content, passed: Duration, leap: u64) -> Content {
             placement.generation = *generation;
         }
     }
-    Content { term: term.saturating_add(leap), nodes, placements }
+    Content { term: term.saturating_add(leap), fleet, nodes, placements }
 }
 
 fn has_wish(placement: &Placement) -> bool {

@@ -174,6 +174,8 @@ pub(crate) fn hello(name: &str) -> Hello {
         },
         ledger_term: 0,
         ledger_generation: 0,
+        ledger_fleet: None,
+        ledger_placements: Some(0),
     }
 }
 

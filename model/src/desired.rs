@@ -1,7 +1,7 @@
 //! What one node should hold: the whole of it, sent to its agent at every change and at every new session.
 
 use crate::gpu::{Fingerprint, MmioSize};
-use crate::id::{PlacementName, PlacementUid, VmId};
+use crate::id::{FleetId, PlacementName, PlacementUid, VmId};
 use crate::pci::DeviceAddress;
 use crate::request::{ReturnTo, VerifyLevel};
 use crate::trace::TraceParent;
@@ -13,6 +13,9 @@ pub struct DesiredNode {
     pub term: u64,
     /// Version of this node's desired state; grows with every change of its content, across terms.
     pub generation: u64,
+    /// The fleet that the placements belong to; none from a controller that does not say. An agent that holds placements
+    /// obeys no other fleet.
+    pub fleet: Option<FleetId>,
     /// In order of uid.
     pub placements: Vec<DesiredPlacement>,
 }

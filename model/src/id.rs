@@ -198,6 +198,11 @@ guid_id!(
     VmId, "VM id"
 );
 guid_id!(
+    /// Tells the fleet of one Berth from that of another: drawn when a store is first led, kept by backup and rebuild, and
+    /// remembered by agents with what they hold.
+    FleetId, "fleet id"
+);
+guid_id!(
     /// Tells two placements of the same name, one after the other, apart. Drawn by the controller's shell.
     PlacementUid, "placement uid"
 );

@@ -1,7 +1,7 @@
 //! What an agent tells the controller about its host: who it is, and what it sees.
 
 use crate::gpu::ObservedGpu;
-use crate::id::{NodeName, VmId};
+use crate::id::{FleetId, NodeName, VmId};
 use crate::node::{BootId, HostFacts};
 use crate::vm::ObservedVm;
 
@@ -28,6 +28,10 @@ pub struct Hello {
     pub ledger_term: u64,
     /// Generation of the desired state it last accepted.
     pub ledger_generation: u64,
+    /// The fleet that this desired state belongs to, as far as it is known.
+    pub ledger_fleet: Option<FleetId>,
+    /// How many placements it holds; not told by older agents.
+    pub ledger_placements: Option<u32>,
 }
 
 /// Whether the listing behind an inventory is complete.

@@ -128,6 +128,11 @@ pub enum Unavailable {
         /// In the agent's words.
         why: String,
     },
+    /// Its node's agent holds placements that are not this store's.
+    Stranger {
+        /// What it holds, and what to do.
+        why: String,
+    },
 }
 
 impl Unavailable {
@@ -139,7 +144,9 @@ impl Unavailable {
             Self::Claimed { .. } => Term::Unclaimed,
             Self::Cordoned { .. } => Term::Uncordoned,
             Self::InVm { .. } | Self::StaleRecord { .. } | Self::Missing | Self::Unknown => Term::InReach,
-            Self::NodeDisconnected { .. } | Self::NodeNotFresh | Self::SurveyFailed { .. } => Term::NodeReady,
+            Self::NodeDisconnected { .. } | Self::NodeNotFresh | Self::SurveyFailed { .. } | Self::Stranger { .. } => {
+                Term::NodeReady
+            }
         }
     }
 
@@ -159,6 +166,7 @@ impl Unavailable {
             Self::NodeDisconnected { .. } => "NodeDisconnected",
             Self::NodeNotFresh => "NodeNotFresh",
             Self::SurveyFailed { .. } => "SurveyFailed",
+            Self::Stranger { .. } => "Stranger",
         }
     }
 }
@@ -195,6 +203,7 @@ impl fmt::Display for Unavailable {
             Self::NodeDisconnected { since } => write!(f, "its node's agent is not connected since {since}"),
             Self::NodeNotFresh => f.write_str("its node's agent has not reported yet"),
             Self::SurveyFailed { why } => write!(f, "the last survey of its node failed: {why}"),
+            Self::Stranger { why } => f.write_str(why),
         }
     }
 }

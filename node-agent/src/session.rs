@@ -154,6 +154,9 @@ impl Session {
             return End::Lost(format!("its term {} is over: term {} was seen already", greeting.term, ledger.term));
         }
         tracing::info!({ names::ENDPOINT } = %endpoint, { names::TERM } = greeting.term, "{}", names::EVENT_CONNECTED);
+        if let Some(why) = &greeting.stranger {
+            tracing::error!({ names::ENDPOINT } = %endpoint, { names::ERROR } = why, "the controller takes this agent for a stranger");
+        }
         self.last_end = None;
         self.agreed += 1;
         self.talk(connection, &greeting).await

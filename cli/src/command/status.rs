@@ -40,19 +40,34 @@ pub async fn run(client: &Client, args: Output, out: &mut Out<'_>) -> Result<(),
     } else {
         judged(format!("BROKEN: {}{}", status.violations.join("; "), checked.unwrap_or_default()), Good::No)
     };
+    let strangers = match status.strangers.as_slice() {
+        [] => Vec::new(),
+        names => {
+            let told = format!(
+                "{} hold placements that are not this store's, and are told nothing: `berth describe node {}` says more",
+                names.join(", "),
+                names.first().map_or("", String::as_str)
+            );
+            vec![("Strangers", judged(told, Good::No))]
+        }
+    };
     let rows = [
         ("Endpoint", Cell::new(client.endpoint())),
         ("Version", Cell::new(&status.version)),
         ("Role", role),
         ("Store", Cell::new(format!("{}, revision {}", status.store, status.revision))),
         ("Nodes", judged(nodes, if all_ready { Good::Plain } else { Good::Wait })),
+    ]
+    .into_iter()
+    .chain(strangers)
+    .chain([
         (
             "GPUs",
             Cell::new(format!("{} known, {} available, {} claimed", status.gpus, status.gpus_available, status.claims)),
         ),
         ("Placements", Cell::new(format!("{} live, {} queued", status.placements_live, status.placements_queued))),
         ("Invariants", invariants),
-    ];
+    ]);
     out.table(table::pairs(rows.map(|(label, cell)| (label.to_owned(), cell))), "")
 }
 

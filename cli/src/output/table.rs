@@ -84,6 +84,7 @@ pub fn node_status(node: &v1::Node) -> Cell {
     match (node.connected, node.ready, node.cordons.is_empty()) {
         (true, true, true) => judged("Ready", Good::Yes),
         (true, true, false) => judged("Cordoned", Good::Wait),
+        (true, false, _) if node.not_ready == "Stranger" => judged("Stranger", Good::No),
         (true, false, _) => judged("NotReady", Good::Wait),
         (false, _, _) => judged("Lost", Good::No),
     }
@@ -327,11 +328,19 @@ mod tests {
         };
         let cordon = v1::Cordon { label: "ann".into(), reason: "new firmware".into(), since: at(0) };
         let cordoned = v1::Node { name: "hv-03".into(), cordons: vec![cordon], ..node() };
+        let stranger = v1::Node {
+            name: "hv-04".into(),
+            ready: false,
+            not_ready: "Stranger".into(),
+            not_ready_reason: "its agent holds what is not ours".into(),
+            ..node()
+        };
         expect![[r#"
             NODE    CLUSTER   STATUS     GPUS   FREE   VMS   CPU      MEMORY   SEEN   SYSTEM   AGENT   WHY
             hv-01   a         Ready         8      7     0    64   512.0 GiB   10s
             hv-02   a         Lost          8      7     0    64   512.0 GiB   10s                     its agent is gone
-            hv-03   a         Cordoned      8      7     0    64   512.0 GiB   10s                     cordon ann: new firmware"#]].assert_eq(&render(&mut nodes(&[node(), lost, cordoned], true, STYLE), false));
+            hv-03   a         Cordoned      8      7     0    64   512.0 GiB   10s                     cordon ann: new firmware
+            hv-04   a         Stranger      8      7     0    64   512.0 GiB   10s                     its agent holds what is not ours"#]].assert_eq(&render(&mut nodes(&[node(), lost, cordoned, stranger], true, STYLE), false));
     }
 
     #[test]

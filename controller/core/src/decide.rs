@@ -17,7 +17,7 @@ pub use agent::MAX_GENERATION_LEAP;
 use berth_model::Timestamp;
 use berth_model::desired::DesiredNode;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
-use berth_model::id::{GpuId, NodeName, PlacementName, PlacementUid, RequestId, VmId};
+use berth_model::id::{FleetId, GpuId, NodeName, PlacementName, PlacementUid, RequestId, VmId};
 use berth_model::inventory::{Hello, InventoryReport};
 use berth_model::node::StoredNode;
 use berth_model::placement::{Placement, Progress};
@@ -217,6 +217,13 @@ impl Brain {
         Ok(Self { world, term, limits, since: now, room: false, pass: None, waiting_vms: BTreeSet::new() })
     }
 
+    /// The same, of this fleet: agents that hold what belongs to another one are strangers.
+    #[must_use]
+    pub fn of_fleet(mut self, fleet: Option<FleetId>) -> Self {
+        self.world.set_fleet(fleet);
+        self
+    }
+
     /// Everything known, decisions not yet committed included.
     pub fn world(&self) -> &World {
         &self.world
@@ -227,8 +234,11 @@ impl Brain {
         self.term
     }
 
-    /// What a node should hold; `None` for a node that is not known.
+    /// What a node should hold; `None` for a node that is not known, or whose agent is a stranger.
     pub fn desired(&self, node: &NodeName) -> Option<DesiredNode> {
+        if self.world.node(node).is_some_and(|node| node.is_stranger()) {
+            return None;
+        }
         desired::desired(&self.world, node, self.term)
     }
 

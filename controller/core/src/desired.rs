@@ -52,5 +52,5 @@ pub fn desired(world: &World, node: &NodeName, term: u64) -> Option<DesiredNode>
     let generation = world.node(node)?.generation;
     let mut placements: Vec<_> = world.placements_on(node).filter_map(|placement| entry(placement)).collect();
     placements.sort_by(|a, b| a.uid.cmp(&b.uid));
-    Some(DesiredNode { term, generation, placements })
+    Some(DesiredNode { term, generation, fleet: world.fleet().cloned(), placements })
 }

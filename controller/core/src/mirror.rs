@@ -7,7 +7,8 @@
 use crate::decide::node_from_store;
 use crate::world::{Gpu, Link, Live, Node, View, World};
 use berth_model::gpu::ObservedGpu;
-use berth_model::node::{BootId, StoredNode};
+use berth_model::id::FleetId;
+use berth_model::node::{BootId, HostFacts, StoredNode};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::Placement;
 use berth_model::vm::ObservedVm;
@@ -29,6 +30,19 @@ pub struct SeenNode {
     pub gpus: BTreeMap<DeviceAddress, (ObservedGpu, Option<Timestamp>)>,
     /// Its VMs.
     pub vms: BTreeMap<VmId, ObservedVm>,
+    /// What a record would say, where nothing is stored of it.
+    pub unstored: Option<Unstored>,
+}
+
+/// Of a node without a record, as a stranger that the store does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unstored {
+    /// What it is.
+    pub facts: HostFacts,
+    /// Its agent's version.
+    pub agent_version: String,
+    /// When it first connected.
+    pub first_seen: Timestamp,
 }
 
 impl SeenNode {
@@ -42,6 +56,11 @@ impl SeenNode {
             boot: node.boot.clone(),
             gpus: node.gpus.iter().map(gpu).collect(),
             vms: node.vms.clone(),
+            unstored: (node.version == 0).then(|| Unstored {
+                facts: node.facts.clone(),
+                agent_version: node.agent_version.clone(),
+                first_seen: node.first_seen,
+            }),
         }
     }
 }
@@ -92,9 +111,12 @@ impl Mirror {
 
     /// Begins anew from a listing of everything that is stored; what was told stays.
     pub fn list(&mut self, nodes: Vec<StoredNode>, placements: Vec<Placement>) {
-        self.world = World::default();
+        self.world = World::of(self.world.fleet().cloned());
         self.stored = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
         for name in self.stored.keys().cloned().collect::<Vec<_>>() {
+            self.show_node(&name);
+        }
+        for name in self.seen.keys().filter(|name| !self.stored.contains_key(*name)).cloned().collect::<Vec<_>>() {
             self.show_node(&name);
         }
         for placement in placements {
@@ -102,6 +124,11 @@ impl Mirror {
             self.world.put_placement(placement);
             self.show_live(&name);
         }
+    }
+
+    /// Which fleet the store holds.
+    pub fn set_fleet(&mut self, fleet: Option<FleetId>) {
+        self.world.set_fleet(fleet);
     }
 
     /// A node's record was written.
@@ -206,13 +233,17 @@ impl Mirror {
     }
 
     /// Joins what is stored of a node with what was told of it. A node that is told of before its record has arrived is
-    /// shown with the record.
+    /// shown with the record; one without a record, as a stranger, as it was told.
     fn show_node(&mut self, name: &NodeName) {
-        let Some(stored) = self.stored.get(name) else { return };
-        let mut node = node_from_store(stored.clone(), self.unheard_since);
+        let told = || self.seen.get(name).and_then(|told| unstored(&told.what));
+        let Some(stored) = self.stored.get(name).cloned().or_else(told) else {
+            self.world.remove_node(name);
+            return;
+        };
+        let mut node = node_from_store(stored, self.unheard_since);
         node.link = Link::Unheard { since: self.unheard_since };
         if let Some(Told { what, fresh }) = self.seen.get(name) {
-            let SeenNode { name: _, link, view, boot, gpus, vms } = what.clone();
+            let SeenNode { name: _, link, view, boot, gpus, vms, unstored: _ } = what.clone();
             if *fresh {
                 node.link = link;
             }
@@ -225,4 +256,19 @@ impl Mirror {
         }
         self.world.insert_node(node);
     }
+}
+
+/// What a record of a node would say that has none.
+fn unstored(seen: &SeenNode) -> Option<StoredNode> {
+    let Unstored { facts, agent_version, first_seen } = seen.unstored.clone()?;
+    Some(StoredNode {
+        name: seen.name.clone(),
+        facts,
+        agent_version,
+        first_seen,
+        cordons: Vec::new(),
+        gpus: Vec::new(),
+        generation: 0,
+        version: 0,
+    })
 }

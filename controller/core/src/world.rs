@@ -7,7 +7,8 @@
 pub mod index;
 
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, Verdict};
-use berth_model::id::ClusterName;
+use berth_model::id::{ClusterName, FleetId};
+use berth_model::inventory::Hello;
 use berth_model::node::{BootId, Cordon, HostFacts};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{CurrentStep, Drift, Phase, Placement};
@@ -51,6 +52,11 @@ pub enum View {
     /// The last listing failed; what is known is from before.
     Failed {
         /// In the agent's words.
+        why: String,
+    },
+    /// Its agent holds placements that are not this store's: nothing is believed of it, and nothing told to it.
+    Stranger {
+        /// What it holds, and what to do.
         why: String,
     },
 }
@@ -111,8 +117,14 @@ impl Node {
             (Link::Disconnected { since }, _) => Some(Unavailable::NodeDisconnected { since: *since }),
             (Link::Unheard { .. }, _) | (Link::Connected { .. }, View::NotReported) => Some(Unavailable::NodeNotFresh),
             (Link::Connected { .. }, View::Failed { why }) => Some(Unavailable::SurveyFailed { why: why.clone() }),
+            (Link::Connected { .. }, View::Stranger { why }) => Some(Unavailable::Stranger { why: why.clone() }),
             (Link::Connected { .. }, View::Complete) => None,
         }
+    }
+
+    /// Whether its agent holds placements that are not this store's.
+    pub fn is_stranger(&self) -> bool {
+        matches!(self.view, View::Stranger { .. })
     }
 
     /// The cordons on it, as a reason.
@@ -201,6 +213,8 @@ pub struct Live {
 /// Everything known, at one revision.
 #[derive(Clone, Debug, Default)]
 pub struct World {
+    /// The fleet it is about, as far as that is known.
+    fleet: Option<FleetId>,
     nodes: OrdMap<NodeName, Arc<Node>>,
     placements: OrdMap<PlacementName, Arc<Placement>>,
     live: OrdMap<PlacementName, Arc<Live>>,
@@ -241,6 +255,50 @@ pub(crate) fn vm_key(selector: &VmSelector) -> VmSelector {
 }
 
 impl World {
+    /// Nothing yet, of this fleet.
+    pub fn of(fleet: Option<FleetId>) -> Self {
+        Self { fleet, ..Self::default() }
+    }
+
+    /// The fleet it is about, as far as that is known.
+    pub fn fleet(&self) -> Option<&FleetId> {
+        self.fleet.as_ref()
+    }
+
+    /// Says which fleet it is about.
+    pub(crate) fn set_fleet(&mut self, fleet: Option<FleetId>) {
+        self.fleet = fleet;
+    }
+
+    /// Why an agent is a stranger here: it holds placements that this store does not vouch for, because the store was lost
+    /// or is another's. Told what this world wants of it, it would forget them, and with them what is left of its own.
+    /// An agent that holds nothing is nobody's, and welcome anywhere.
+    pub fn stranger(&self, hello: &Hello) -> Option<String> {
+        let holds = match hello.ledger_placements {
+            Some(0) => return None,
+            Some(1) => "1 placement".to_owned(),
+            Some(placements) => format!("{placements} placements"),
+            // It never accepted anything that could hold one.
+            None if hello.ledger_generation == 0 => return None,
+            None => "placements, perhaps".to_owned(),
+        };
+        let what_to_do = "nothing is told to it. If this is not the right store, start the controllers on the right one \
+                          (data_dir, etcd.prefix); if the store was lost, stop every controller and run \
+                          berth-controller rebuild";
+        match (&hello.ledger_fleet, &self.fleet) {
+            (Some(theirs), Some(ours)) if theirs == ours => None,
+            (Some(theirs), Some(ours)) => Some(format!(
+                "its agent holds {holds} of fleet {theirs}, and this store is of fleet {ours}: {what_to_do}"
+            )),
+            // It was never said whose they are. Whoever made them knows the node.
+            (None, _) | (_, None) => {
+                let known = self.node(&hello.node).is_some_and(|node| node.version > 0);
+                (!known)
+                    .then(|| format!("its agent holds {holds}, and this store does not know the node: {what_to_do}"))
+            }
+        }
+    }
+
     /// One node.
     pub fn node(&self, name: &NodeName) -> Option<&Arc<Node>> {
         self.nodes.get(name)

@@ -7,6 +7,7 @@ use berth_core::decide::{Brain, Change, Claimed, Decision, Input, Limits, MAX_GE
 use berth_core::mirror::{Mirror, SeenNode, Touched};
 use berth_core::{condition, invariants};
 use berth_model::gpu::*;
+use berth_model::id::FleetId;
 use berth_model::inventory::{Hello, InventoryReport, Listing};
 use berth_model::node::{BootId, HostFacts, Platform, StoredNode};
 use berth_model::placement::*;
@@ -207,6 +208,17 @@ impl Fixture {
 
     /// An agent whose ledger holds this generation.
     fn connect_at(&mut self, node: &str, ledger_generation: u64) {
+        self.connect_holding(node, ledger_generation, Some(0), None);
+    }
+
+    /// An agent whose ledger holds this generation with so many placements, of this fleet.
+    fn connect_holding(
+        &mut self,
+        node: &str,
+        ledger_generation: u64,
+        ledger_placements: Option<u32>,
+        ledger_fleet: Option<FleetId>,
+    ) -> Decision {
         self.input(Input::Connected(Box::new(Hello {
             node: node_name(node),
             agent_version: "0.1.0".into(),
@@ -215,7 +227,9 @@ impl Fixture {
             facts: facts(),
             ledger_term: 0,
             ledger_generation,
-        })));
+            ledger_fleet,
+            ledger_placements,
+        })))
     }
 
     fn report(&mut self, node: &str, gpus: Vec<ObservedGpu>, vms: Vec<ObservedVm>) -> Decision {
@@ -431,6 +445,47 @@ fn a_generation_beyond_belief_moves_nothing() {
     }
     f.connect_at("n1", 1 + MAX_GENERATION_LEAP);
     assert_eq!(f.brain.desired(&node_name("n1")).unwrap().generation, 2 + MAX_GENERATION_LEAP);
+}
+
+/// An empty or another store vouches for nothing that an agent holds: it must not be told to forget it.
+#[test]
+fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
+    let fleet = |number: u8| Some(format!("f1ee7000-0000-4000-8000-{number:012}").parse::<FleetId>().unwrap());
+    let told = |f: &Fixture, node: &str| f.brain.desired(&node_name(node)).is_some();
+    let mut f = Fixture::with_node(1);
+    f.brain = f.brain.clone().of_fleet(fleet(1));
+    for (node, placements, of) in [("n2", Some(3), None), ("n3", None, None), ("n4", Some(1), fleet(2))] {
+        let decision = f.connect_holding(node, 7, placements, of);
+        assert_eq!((decision.changes.len(), told(&f, node)), (0, false), "{node}");
+        let why = f.brain.world().node(&node_name(node)).unwrap().not_ready().unwrap();
+        assert_eq!(why.name(), "Stranger");
+        assert!(why.to_string().contains("berth-controller rebuild"), "{why}");
+        let decision = f.report(node, vec![gpu(0, IN_HOST)], vec![vm(5, "strange")]);
+        assert_eq!(decision.changes, [], "nothing of what it reports counts");
+        assert!(matches!(f.create(Draft { node: node.to_owned(), ..request("p", "vm", 1) }), Err(Refusal::NoRoom(_))));
+    }
+    // One that the store knows, too, if it is of another fleet: what is decided for that node waits.
+    f.create(request("mine", "web", 1)).unwrap();
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    assert!(told(&f, "n1"));
+    f.connect_holding("n1", 7, Some(1), fleet(2));
+    f.release("mine");
+    assert!(!told(&f, "n1"));
+    let answer = Progress { generation: 99, uid: f.get("mine").uid.clone(), report: StepReport::Satisfied };
+    assert_eq!(f.input(Input::Progress { node: node_name("n1"), progress: Box::new(answer) }).changes, []);
+
+    // Whoever holds nothing, or what is ours, is welcome; so is one from before fleets that the store knows.
+    f.connect_holding("n4", 7, Some(0), fleet(2));
+    f.connect_holding("n5", 7, Some(2), fleet(1));
+    f.connect_holding("n6", 0, None, None);
+    f.connect_holding("n1", 7, Some(1), None);
+    for node in ["n1", "n4", "n5", "n6"] {
+        assert!(told(&f, node), "{node}");
+        assert_eq!(f.brain.desired(&node_name(node)).unwrap().fleet, fleet(1));
+        assert!(f.nodes.contains_key(&node_name(node)), "{node} is stored");
+    }
+    f.input(Input::Disconnected(node_name("n2")));
+    assert!(!f.nodes.contains_key(&node_name("n2")), "it is nobody's still");
 }
 
 #[test]

@@ -207,8 +207,20 @@ impl Session<'_> {
     /// Runs until something ends it, which is told as the error.
     async fn exchange(&mut self, hello: Hello, mut inbound: Streaming<v1::AgentMessage>) -> Result<(), End> {
         let Intervals { heartbeat, observe } = self.service.intervals;
-        let term = self.service.replica.now().term;
-        let welcome = v1::Welcome { term, heartbeat: Some(duration(heartbeat)), observe: Some(duration(observe)) };
+        let world = self.service.replica.now();
+        let stranger = world.world.stranger(&hello);
+        // A stranger hears its own term at least: a lower one it would not listen to. It is sent no wish that could bear it.
+        let term = if stranger.is_some() { world.term.max(hello.ledger_term) } else { world.term };
+        drop(world);
+        if let Some(why) = &stranger {
+            tracing::error!({ names::ERROR } = why, "an agent is a stranger; look before anything is lost");
+        }
+        let welcome = v1::Welcome {
+            term,
+            heartbeat: Some(duration(heartbeat)),
+            observe: Some(duration(observe)),
+            stranger: stranger.unwrap_or_default(),
+        };
         self.send(controller_message::Message::Welcome(welcome)).await?;
         self.feed(Input::Connected(Box::new(hello))).await?;
         let silence = self.service.silence();

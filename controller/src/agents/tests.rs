@@ -293,8 +293,8 @@ fn only_the_latest_desired_state_waits() {
     let seen = Seen::default();
     let mut session = seen.open(&node("n1"), Timestamp::from_millis(0), LONG).unwrap();
     for generation in 1..=3 {
-        seen.send(&node("n1"), DesiredNode { term: 1, generation, placements: vec![] });
-        seen.send(&node("n2"), DesiredNode { term: 1, generation: 9, placements: vec![] });
+        seen.send(&node("n1"), DesiredNode { term: 1, generation, fleet: None, placements: vec![] });
+        seen.send(&node("n2"), DesiredNode { term: 1, generation: 9, fleet: None, placements: vec![] });
     }
     seen.look_again();
     let outgoing = session.outgoing.borrow_and_update().clone();

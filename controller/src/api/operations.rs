@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status};
 /// Most violations told one by one: the first few say what is wrong, and a person must look anyway.
 const MAX_VIOLATIONS: usize = 100;
 
+/// Most strangers told by name: one is enough to know that something is wrong with the store.
+const MAX_STRANGERS: usize = 20;
+
 /// Backups at one time: each reads all of the store.
 const MAX_BACKUPS: usize = 2;
 
@@ -77,6 +80,7 @@ impl Operations for OperationsService {
         let world = &snapshot.world;
         let gpus = world.nodes().flat_map(|node| node.gpus.values());
         let claims = gpus.filter(|gpu| gpu.claim.is_some()).count();
+        let strangers = world.nodes().filter(|node| node.is_stranger());
         let checked = self.sources.checked.load();
         let standing = self.sources.forwarder.board().now();
         Ok(Response::new(v1::StatusResponse {
@@ -98,6 +102,8 @@ impl Operations for OperationsService {
             checked_at: checked.at.map(convert::timestamp),
             leader_endpoint: standing.leader.map(|leader| leader.endpoint).unwrap_or_default(),
             leader_revision: standing.told.unwrap_or(0),
+            strangers: strangers.take(MAX_STRANGERS).map(|node| node.name.to_string()).collect(),
+            fleet: world.fleet().map(ToString::to_string).unwrap_or_default(),
         }))
     }
 }

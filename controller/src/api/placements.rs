@@ -56,7 +56,7 @@ impl PlacementsService {
         let awaited = |node: &&Arc<Node>| match (&node.link, &node.view) {
             (Link::Disconnected { since }, _) => *since <= snapshot.leading_since,
             (Link::Connected { .. }, View::NotReported) | (Link::Unheard { .. }, _) => true,
-            (Link::Connected { .. }, View::Complete | View::Failed { .. }) => false,
+            (Link::Connected { .. }, View::Complete | View::Failed { .. } | View::Stranger { .. }) => false,
         };
         let missing = snapshot.world.nodes().filter(awaited).count();
         (missing > 0).then(|| {

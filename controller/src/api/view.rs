@@ -38,6 +38,7 @@ pub(crate) fn node(node: &Node, seen: &dyn LastSeen) -> v1::Node {
         agent_version: node.agent_version.clone(),
         connected,
         ready: not_ready.is_none(),
+        not_ready: not_ready.as_ref().map(|why| why.name().to_owned()).unwrap_or_default(),
         not_ready_reason: not_ready.map(|why| why.to_string()).unwrap_or_default(),
         last_seen: seen.last_seen(&node.name).map(convert::timestamp),
         since: Some(convert::timestamp(since)),

@@ -140,6 +140,10 @@ impl<R> Desk<R> {
     }
 
     fn hear_of_term(&mut self, hello: &Hello) {
+        // What a stranger has obeyed is another's count.
+        if self.brain.world().stranger(hello).is_some() {
+            return;
+        }
         if hello.ledger_term <= self.brain.term().saturating_add(MAX_TERM_LEAP) {
             self.obeyed = self.obeyed.max(hello.ledger_term);
         }

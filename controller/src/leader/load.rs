@@ -5,6 +5,7 @@
 use crate::commit::Undone;
 use berth_core::decide::{self, Brain, Limits, Stored};
 use berth_model::Timestamp;
+use berth_model::id::FleetId;
 use berth_model::node::StoredNode;
 use berth_model::placement::Placement;
 use berth_model::vm::VmSelector;
@@ -72,6 +73,8 @@ pub(crate) struct Listing {
     pub(crate) placements: Vec<Placement>,
     /// Who leads.
     pub(crate) leader: Option<record::Leader>,
+    /// Which fleet it is.
+    pub(crate) fleet: Option<FleetId>,
     /// The revision it was read at.
     pub(crate) revision: Revision,
 }
@@ -88,11 +91,12 @@ pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp)
         read(store, key::REQUESTS, at),
     );
     let ((placements, _), (gpus, _), (vms, _), (names, _), (requests, _)) = rest?;
+    let fleet = fleet(&read(store, key::FLEET, at).await?.0)?;
     let node_versions = nodes.iter().map(|item| (item.key.clone(), item.version)).collect();
     let nodes = decode(&nodes, record::read_node)?;
     let placements = decode(&placements, record::read_placement)?;
     check_claims(&placements, [gpus, vms, names, requests].concat())?;
-    let brain = Brain::load(term, limits.clone(), nodes, placements, now)?;
+    let brain = Brain::load(term, limits.clone(), nodes, placements, now)?.of_fleet(fleet);
     Ok(Loaded { brain, node_versions, revision })
 }
 
@@ -100,13 +104,17 @@ pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp)
 pub(crate) async fn list(store: &dyn Store) -> Result<Listing, Error> {
     let (leader, revision) = read(store, key::LEADER, None).await?;
     let at = Some(revision);
-    let ((nodes, _), (placements, _)) =
-        tokio::try_join!(read(store, key::NODES, at), read(store, key::PLACEMENTS, at))?;
+    let ((nodes, _), (placements, _), (fleets, _)) =
+        tokio::try_join!(read(store, key::NODES, at), read(store, key::PLACEMENTS, at), read(store, key::FLEET, at))?;
     let nodes = decode(&nodes, record::read_node)?;
     let placements = decode(&placements, record::read_placement)?;
     let leader = leader.iter().find(|item| item.key == key::LEADER);
     let leader = leader.map(|item| record::read_leader(&item.value)).transpose()?;
-    Ok(Listing { nodes, placements, leader, revision })
+    Ok(Listing { nodes, placements, leader, fleet: fleet(&fleets)?, revision })
+}
+
+fn fleet(items: &[KeyValue]) -> Result<Option<FleetId>, record::Error> {
+    items.iter().find(|item| item.key == key::FLEET).map(|item| record::read_fleet(&item.value)).transpose()
 }
 
 /// Reads what is stored in place of decisions that are not to be.

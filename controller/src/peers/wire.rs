@@ -1,9 +1,9 @@
 //! Observations ↔ the wire. What comes in is checked like everything from outside, although a controller says it.
 
-use berth_core::mirror::SeenNode;
+use berth_core::mirror::{SeenNode, Unstored};
 use berth_core::world::{Gpu, Link, Live, Node, View, World};
 use berth_model::gpu::{Fingerprint, ObservedGpu};
-use berth_model::node::BootId;
+use berth_model::node::{BootId, HostFacts};
 use berth_model::placement::{CurrentStep, Drift};
 use berth_model::request::FieldError;
 use berth_model::vm::ObservedVm;
@@ -24,7 +24,9 @@ pub(super) fn node(node: &Node) -> v1::NodeObservation {
         View::NotReported => (v1::NodeView::NotReported, String::new()),
         View::Complete => (v1::NodeView::Complete, String::new()),
         View::Failed { why } => (v1::NodeView::Failed, why.clone()),
+        View::Stranger { why } => (v1::NodeView::Stranger, why.clone()),
     };
+    let unstored = node.version == 0;
     let gpu = |gpu: &Gpu| v1::GpuObservation {
         observed: Some((&gpu.observed).into()),
         observed_at: gpu.observed_at.map(timestamp),
@@ -38,6 +40,9 @@ pub(super) fn node(node: &Node) -> v1::NodeObservation {
         boot_id: node.boot.as_ref().map(ToString::to_string).unwrap_or_default(),
         gpus: node.gpus.values().map(gpu).collect(),
         vms: node.vms.values().map(Into::into).collect(),
+        facts: unstored.then(|| (&node.facts).into()),
+        agent_version: if unstored { node.agent_version.clone() } else { String::new() },
+        first_seen: unstored.then(|| timestamp(node.first_seen)),
     }
 }
 
@@ -71,13 +76,27 @@ fn drift(since: Timestamp, what: &Drift) -> v1::Drift {
 
 /// A node as it was told.
 pub(super) fn read_node(wire: v1::NodeObservation) -> Result<SeenNode, Invalid> {
-    let v1::NodeObservation { node, connected, since, view, view_failed, boot_id, gpus, vms } = wire;
+    let v1::NodeObservation {
+        node,
+        connected,
+        since,
+        view,
+        view_failed,
+        boot_id,
+        gpus,
+        vms,
+        facts,
+        agent_version,
+        first_seen,
+    } = wire;
     let name: NodeName = read(|at| at.field("node").parse(&node))?;
     let since = read_timestamp(present("since", since)?)?;
+    let why = || read(|at| at.field("view_failed").text(view_failed));
     let view = match v1::NodeView::try_from(view) {
         Ok(v1::NodeView::NotReported) => View::NotReported,
         Ok(v1::NodeView::Complete) => View::Complete,
-        Ok(v1::NodeView::Failed) => View::Failed { why: read(|at| at.field("view_failed").text(view_failed))? },
+        Ok(v1::NodeView::Failed) => View::Failed { why: why()? },
+        Ok(v1::NodeView::Stranger) => View::Stranger { why: why()? },
         Ok(v1::NodeView::Unspecified) | Err(_) => return Err(invalid("view", format_args!("{view} is no NodeView"))),
     };
     let boot = if boot_id.is_empty() { None } else { Some(BootId::new(&boot_id).map_err(|e| invalid("boot_id", e))?) };
@@ -93,7 +112,16 @@ pub(super) fn read_node(wire: v1::NodeObservation) -> Result<SeenNode, Invalid> 
         seen_vms.insert(vm.id.clone(), vm);
     }
     let link = if connected { Link::Connected { since } } else { Link::Disconnected { since } };
-    Ok(SeenNode { name, link, view, boot, gpus: seen_gpus, vms: seen_vms })
+    let agent_version = read(|at| at.field("agent_version").text(agent_version))?;
+    let unstored = match facts {
+        None => None,
+        Some(facts) => Some(Unstored {
+            facts: HostFacts::try_from(facts)?,
+            agent_version,
+            first_seen: read_timestamp(present("first_seen", first_seen)?)?,
+        }),
+    };
+    Ok(SeenNode { name, link, view, boot, gpus: seen_gpus, vms: seen_vms, unstored })
 }
 
 /// What was told about a placement.

@@ -123,6 +123,7 @@ impl Gatherer {
             term: hello.ledger_term,
             heartbeat: Some(duration(self.heartbeat)),
             observe: Some(duration(self.observe)),
+            stranger: String::new(),
         };
         self.admit(hello)?;
         for message in [

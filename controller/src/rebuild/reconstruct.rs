@@ -8,6 +8,7 @@ use crate::refill::Content;
 use berth_core::decide::Limits;
 use berth_model::desired::{DesiredGpu, DesiredPlacement, Intent};
 use berth_model::gpu::{Survey, Verdict};
+use berth_model::id::FleetId;
 use berth_model::node::StoredNode;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{AssignedGpu, Assignment, Phase, Pin, PinReason, Placement, ReleaseCause};
@@ -107,6 +108,7 @@ pub(super) fn reconstruct(heard: &[Heard], limits: &Limits, now: Timestamp) -> R
         .collect();
     let mut rebuilt = Rebuilt::default();
     rebuilt.content.term = heard.iter().map(|heard| heard.hello.ledger_term).max().unwrap_or(0);
+    rebuilt.content.fleet = fleets(heard).into_keys().next().cloned();
     rebuilt.content.nodes = heard.iter().map(|heard| node(heard, now)).collect();
     let surveys: BTreeMap<&NodeName, BTreeMap<&DeviceAddress, &Survey>> = rebuilt
         .content
@@ -126,6 +128,19 @@ pub(super) fn reconstruct(heard: &[Heard], limits: &Limits, now: Timestamp) -> R
     }
     rebuilt.content.placements.sort_by(|a, b| a.name().cmp(b.name()));
     rebuilt
+}
+
+/// The fleets whose placements agents hold, each with the nodes that do. What an agent without placements remembers of a
+/// fleet counts for nothing.
+pub(super) fn fleets(heard: &[Heard]) -> BTreeMap<&FleetId, Vec<&NodeName>> {
+    let mut fleets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for one in heard {
+        let held = one.holdings.iter().flatten().filter(|desired| !desired.placements.is_empty());
+        for fleet in held.filter_map(|desired| desired.fleet.as_ref()) {
+            fleets.entry(fleet).or_default().push(&one.hello.node);
+        }
+    }
+    fleets
 }
 
 /// Above what the agent accepted, so that it takes the next wish for a new one whatever is in it.

@@ -39,7 +39,7 @@ fn gpu(slot: usize) -> DesiredGpu {
 }
 
 fn heard(name: &str, placements: &[DesiredPlacement]) -> Heard {
-    let desired = DesiredNode { term: 6, generation: 11, placements: placements.to_vec() };
+    let desired = DesiredNode { term: 6, generation: 11, fleet: None, placements: placements.to_vec() };
     Heard {
         hello: Hello { ledger_term: 6, ledger_generation: 11, ..hello(name) },
         holdings: Some(Some(desired)),
@@ -169,12 +169,12 @@ fn nothing_is_written_while_an_agent_has_not_told() {
 #[test]
 fn what_will_be_written_is_shown_first() {
     let heard = [heard("n1", &[holds(1, "one", 0, Intent::Kept)]), heard("n2", &[holds(2, "one", 1, Intent::Kept)])];
-    let said = told(&heard, &rebuild(&heard));
+    let said = told(&heard, &rebuild(&heard), &[]);
     for part in ["2 nodes told what they hold: n1, n2", "LEFT OUT", "no placements", "queued or held"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let heard = &heard[..1];
-    let said = told(heard, &rebuild(heard));
+    let said = told(heard, &rebuild(heard), &[]);
     assert!(
         said.contains("  one        Active  n1    20000000-0000-0000-0000-000000000001  PCIROOT(0)#PCI(0000)"),
         "{said}"

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 const TAKEN: Timestamp = Timestamp::from_millis(1_000_000_000);
 
+const FLEET: &str = "f1ee7000-0000-4000-8000-000000000001";
+
 fn config() -> Config {
     Config { commit_deadline: Duration::from_millis(100), ..Config::default() }
 }
@@ -41,7 +43,7 @@ fn world(placements: u32) -> Content {
     }
     let placements = brain.world().placements().map(|p| Placement { version: 1, ..Placement::clone(p) }).collect();
     let nodes = latest.into_values().map(|node| berth_model::node::StoredNode { version: 1, ..node }).collect();
-    Content { term: 3, nodes, placements }
+    Content { term: 3, fleet: Some(FLEET.parse().unwrap()), nodes, placements }
 }
 
 async fn filled(content: &Content) -> Arc<Memory> {
@@ -90,7 +92,8 @@ async fn content(store: &dyn Store) -> Content {
     for item in store.range(key::PLACEMENTS, None, None, 10_000).await.unwrap().items {
         placements.push(record::read_placement(&item).unwrap());
     }
-    Content { term: 0, nodes, placements }
+    let fleet = berth_store::fleet::of(store).await.unwrap();
+    Content { term: 0, fleet, nodes, placements }
 }
 
 #[tokio::test]

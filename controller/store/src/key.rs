@@ -4,6 +4,7 @@
 //! |---------------------------|-------------------|--------------------------------------------------------|
 //! | `leader`                  | `LeaderRecord`    | whose creation revision is the fence                   |
 //! | `term`                    | `TermRecord`      | every leadership from now on has a higher term         |
+//! | `fleet`                   | `FleetRecord`     | which fleet the store holds                            |
 //! | `placements/NAME`         | `PlacementRecord` | a request and its whole life                           |
 //! | `nodes/NAME`              | `NodeRecord`      | what is durable about a node                           |
 //! | `claims/gpu/NODE/ADDRESS` | `ClaimRecord`     | the placement that owns the GPU                        |
@@ -42,6 +43,9 @@ pub const LEADER: &str = "berth/v1/leader";
 
 /// The term that every leadership from now on must be above; see [`crate::term`].
 pub const TERM: &str = "berth/v1/term";
+
+/// Which fleet the store holds; see [`crate::fleet`].
+pub const FLEET: &str = "berth/v1/fleet";
 
 /// Key of the leader record.
 pub fn leader() -> String {
@@ -84,6 +88,8 @@ pub enum Key {
     Leader,
     /// The term to be above.
     Term,
+    /// Which fleet the store holds.
+    Fleet,
     /// A placement.
     Placement(PlacementName),
     /// A node.
@@ -112,6 +118,8 @@ impl Key {
                 Some(Self::Leader)
             } else if text == TERM {
                 Some(Self::Term)
+            } else if text == FLEET {
+                Some(Self::Fleet)
             } else if let Some(name) = text.strip_prefix(PLACEMENTS) {
                 name.parse().ok().map(Self::Placement)
             } else if let Some(name) = text.strip_prefix(NODES) {
@@ -138,6 +146,7 @@ impl fmt::Display for Key {
         f.pad(&match self {
             Self::Leader => leader(),
             Self::Term => TERM.to_owned(),
+            Self::Fleet => FLEET.to_owned(),
             Self::Placement(name) => placement(name),
             Self::Node(name) => node(name),
             Self::GpuClaim(gpu) => gpu_claim(gpu),

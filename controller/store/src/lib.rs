@@ -6,6 +6,7 @@
 pub mod contract;
 pub mod embedded;
 mod engine;
+pub mod fleet;
 mod follow;
 pub mod key;
 pub mod memory;

@@ -7,12 +7,14 @@
 use crate::store::{self, KeyValue};
 use crate::{key, key::Key};
 use berth_model::gpu::Survey;
-use berth_model::id::{PlacementName, PlacementUid};
+use berth_model::id::{FleetId, PlacementName, PlacementUid};
 use berth_model::node::{Cordon, HostFacts, StoredNode};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{Phase, Placement};
 use berth_proto::convert;
-use berth_proto::store::v1::{ClaimRecord, GpuRecord, LeaderRecord, NodeRecord, PlacementRecord, TermRecord};
+use berth_proto::store::v1::{
+    ClaimRecord, FleetRecord, GpuRecord, LeaderRecord, NodeRecord, PlacementRecord, TermRecord,
+};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::BTreeSet;
@@ -120,6 +122,20 @@ pub fn term(term: u64) -> Bytes {
     encode(&TermRecord { schema: SCHEMA, term })
 }
 
+/// Which fleet the store holds as bytes.
+pub fn fleet(fleet: &FleetId) -> Bytes {
+    encode(&FleetRecord { schema: SCHEMA, fleet: fleet.to_string() })
+}
+
+/// Reads which fleet the store holds.
+///
+/// # Errors
+/// [`Error`].
+pub fn read_fleet(value: &Bytes) -> Result<FleetId, Error> {
+    let FleetRecord { schema: _, fleet } = decode(key::FLEET, value)?;
+    read(key::FLEET, "fleet", fleet.parse())
+}
+
 /// Reads the term to be above.
 ///
 /// # Errors
@@ -204,7 +220,7 @@ macro_rules! records {
         }
     )+};
 }
-records!(PlacementRecord, NodeRecord, ClaimRecord, LeaderRecord, TermRecord);
+records!(PlacementRecord, NodeRecord, ClaimRecord, LeaderRecord, TermRecord, FleetRecord);
 
 /// Only the schema of a record: a newer one may have changed the meaning of everything else.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -37,6 +37,7 @@ fn read(like: &Record, bytes: Bytes) -> Record {
         Record::Claim(_) => Record::Claim(record::read_claim(&item("any".to_owned())).unwrap()),
         Record::Leader(_) => Record::Leader(record::read_leader(&bytes).unwrap()),
         Record::Term(_) => Record::Term(record::read_term(&bytes).unwrap()),
+        Record::Fleet(_) => Record::Fleet(record::read_fleet(&bytes).unwrap()),
     }
 }
 

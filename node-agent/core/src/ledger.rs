@@ -3,6 +3,7 @@
 //! The pure rule. Keeping the ledger on disk is the shell's work.
 
 use berth_model::desired::{DesiredNode, DesiredPlacement};
+use berth_model::id::FleetId;
 
 /// What was accepted so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Ledger {
 pub enum Accepted {
     /// A newer one: keep it durably, then work on it.
     New,
-    /// The content is known; a later leadership confirmed it. Keep the term durably.
+    /// The content is known; a later leadership confirmed it, or it is now said which fleet it is of. Keep that durably.
     NewTerm,
     /// Exactly what was accepted already; nothing to write.
     Again,
@@ -27,6 +28,18 @@ pub enum Accepted {
 /// Why a desired state is not obeyed. Nothing changes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+    /// It is of another fleet than what is held, which would be forgotten.
+    #[error(
+        "it is of fleet {offered}, and this node holds {placements} placements of fleet {held}; release them there first"
+    )]
+    OtherFleet {
+        /// Its fleet.
+        offered: FleetId,
+        /// The fleet of what is held.
+        held: FleetId,
+        /// How many placements are held.
+        placements: usize,
+    },
     /// It comes from a leadership that is over.
     #[error("term {offered} is over: term {seen} was seen already")]
     OldTerm {
@@ -57,11 +70,28 @@ impl Ledger {
         self.desired.as_ref().map_or(0, |desired| desired.generation)
     }
 
+    /// The fleet of what is held, as far as it was ever said.
+    pub fn fleet(&self) -> Option<&FleetId> {
+        self.desired.as_ref()?.fleet.as_ref()
+    }
+
+    /// How many placements are held.
+    pub fn placements(&self) -> u32 {
+        let held = self.desired.as_ref().map_or(0, |desired| desired.placements.len());
+        u32::try_from(held).unwrap_or(u32::MAX)
+    }
+
     /// Judges an offer.
     ///
     /// # Errors
     /// [`Refused`] when it must not be obeyed.
     pub fn judge(&self, offer: &DesiredNode) -> Result<Accepted, Refused> {
+        let named = self.fleet().zip(offer.fleet.as_ref()).filter(|(held, offered)| held != offered);
+        if let (Some((held, offered)), placements @ 1..) =
+            (named, self.desired.iter().flat_map(|d| &d.placements).count())
+        {
+            return Err(Refused::OtherFleet { offered: offered.clone(), held: held.clone(), placements });
+        }
         if offer.term < self.term {
             return Err(Refused::OldTerm { offered: offer.term, seen: self.term });
         }
@@ -75,15 +105,18 @@ impl Ledger {
         if !same_content(&offer.placements, &held.placements) {
             return Err(Refused::OtherContent { generation: offer.generation });
         }
-        Ok(if offer.term > self.term { Accepted::NewTerm } else { Accepted::Again })
+        let tells_fleet = offer.fleet.is_some() && offer.fleet != held.fleet;
+        Ok(if offer.term > self.term || tells_fleet { Accepted::NewTerm } else { Accepted::Again })
     }
 
     /// Judges an offer and takes it in.
     ///
     /// # Errors
     /// [`Refused`] when it must not be obeyed; the ledger is as before.
-    pub fn accept(&mut self, offer: DesiredNode) -> Result<Accepted, Refused> {
+    pub fn accept(&mut self, mut offer: DesiredNode) -> Result<Accepted, Refused> {
         let accepted = self.judge(&offer)?;
+        // A controller that does not say it, as older ones, is believed to be of the same.
+        offer.fleet = offer.fleet.or_else(|| self.fleet().cloned());
         self.term = offer.term;
         self.desired = Some(offer);
         Ok(accepted)
@@ -103,7 +136,7 @@ mod tests {
     use berth_model::desired::Intent;
 
     fn offer(term: u64, generation: u64, intents: &[Intent]) -> DesiredNode {
-        DesiredNode { term, generation, placements: intents.iter().map(|i| desired(*i)).collect() }
+        DesiredNode { term, generation, fleet: None, placements: intents.iter().map(|i| desired(*i)).collect() }
     }
 
     /// Every relation of an offer to a ledger at term 5, generation 7.
@@ -139,6 +172,33 @@ mod tests {
         let before = ledger.clone();
         ledger.accept(offer(9, 3, &[])).unwrap_err();
         assert_eq!(ledger, before);
+    }
+
+    #[test]
+    fn another_fleet_is_obeyed_only_by_whoever_holds_nothing() {
+        let of = |fleet: u8, offer: DesiredNode| DesiredNode {
+            fleet: Some(format!("f1ee7000-0000-4000-8000-{fleet:012}").parse().unwrap()),
+            ..offer
+        };
+        let mut ledger = Ledger::default();
+        // Accepted before fleets were named; then it is said, and kept.
+        ledger.accept(offer(5, 7, &[Intent::Kept])).unwrap();
+        assert_eq!(ledger.accept(of(1, offer(5, 7, &[Intent::Kept]))), Ok(Accepted::NewTerm));
+        assert_eq!(ledger.accept(of(1, offer(5, 7, &[Intent::Kept]))), Ok(Accepted::Again));
+        // A controller that does not name one changes nothing about it.
+        assert_eq!(ledger.accept(offer(6, 8, &[Intent::Kept])), Ok(Accepted::New));
+        assert_eq!(ledger.fleet(), of(1, offer(0, 0, &[])).fleet.as_ref());
+        for other in
+            [of(2, offer(9, 9, &[])), of(2, offer(6, 8, &[Intent::Kept])), of(2, offer(9, 9, &[Intent::Detached]))]
+        {
+            let before = ledger.clone();
+            let refused = ledger.accept(other).unwrap_err();
+            assert!(matches!(refused, Refused::OtherFleet { placements: 1, .. }), "{refused}");
+            assert_eq!(ledger, before);
+        }
+        // Released where it was made: free for anybody.
+        ledger.accept(of(1, offer(6, 9, &[]))).unwrap();
+        assert_eq!(ledger.accept(of(2, offer(7, 10, &[Intent::Attached]))), Ok(Accepted::New));
     }
 
     #[test]

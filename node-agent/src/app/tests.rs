@@ -35,7 +35,7 @@ fn config(data_dir: &Path, controllers: &[Uri]) -> Config {
 
 fn desired(term: u64, generation: u64, wishes: &[(u8, Intent)]) -> DesiredNode {
     let placements = wishes.iter().map(|(card, intent)| FakeHost::placement(*card, *intent)).collect();
-    DesiredNode { term, generation, placements }
+    DesiredNode { term, generation, fleet: None, placements }
 }
 
 /// An agent with one controller and a host of two cards.
@@ -305,7 +305,7 @@ async fn a_demand_to_look_is_followed_at_once() {
     let _agent = start(config(temp.path(), &[controller.uri()]), host.clone()).await.unwrap();
     let (mut talk, _) = controller.session().await;
     let rarely = Duration::from_secs(3600).try_into().ok();
-    talk.say(Say::Welcome(v1::Welcome { term: 1, heartbeat: rarely, observe: rarely })).await;
+    talk.say(Say::Welcome(v1::Welcome { term: 1, heartbeat: rarely, observe: rarely, ..Default::default() })).await;
     talk.inventory().await;
     for _ in 0..3 {
         let look = host.looks(1);

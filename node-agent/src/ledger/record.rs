@@ -158,7 +158,7 @@ pub(super) mod tests {
             return_to: ReturnTo::Pool,
             trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok(),
         };
-        DesiredNode { term, generation, placements: vec![placement] }
+        DesiredNode { term, generation, fleet: None, placements: vec![placement] }
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) struct Greeting {
     pub(super) term: u64,
     pub(super) heartbeat: Duration,
     pub(super) observe: Duration,
+    /// Why no desired state will come.
+    pub(super) stranger: Option<String>,
 }
 
 /// The agent's first words.
@@ -58,6 +60,8 @@ pub(super) fn hello(config: &Config, host: Host, ledger: &Ledger) -> Hello {
         facts,
         ledger_term: ledger.term,
         ledger_generation: ledger.generation(),
+        ledger_fleet: ledger.fleet().cloned(),
+        ledger_placements: Some(ledger.placements()),
     }
 }
 
@@ -120,6 +124,7 @@ fn greeting(welcome: &v1::Welcome) -> Result<Greeting, End> {
         term: welcome.term,
         heartbeat: interval("heartbeat", welcome.heartbeat)?,
         observe: interval("observe", welcome.observe)?,
+        stranger: Some(&welcome.stranger).filter(|why| !why.is_empty()).cloned(),
     })
 }
 

@@ -84,6 +84,7 @@ impl Controller {
             term,
             heartbeat: Duration::from_millis(200).try_into().ok(),
             observe: Duration::from_millis(200).try_into().ok(),
+            ..Default::default()
         }))
         .await;
         (talk, hello)

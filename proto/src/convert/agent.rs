@@ -18,7 +18,17 @@ readable!(
 
 impl From<&Hello> for v1::Hello {
     fn from(model: &Hello) -> Self {
-        let Hello { node, agent_version, protocol, boot, facts, ledger_term, ledger_generation } = model;
+        let Hello {
+            node,
+            agent_version,
+            protocol,
+            boot,
+            facts,
+            ledger_term,
+            ledger_generation,
+            ledger_fleet,
+            ledger_placements,
+        } = model;
         Self {
             node: node.to_string(),
             agent_version: text(agent_version),
@@ -27,13 +37,25 @@ impl From<&Hello> for v1::Hello {
             facts: Some(facts.into()),
             ledger_term: *ledger_term,
             ledger_generation: *ledger_generation,
+            ledger_fleet: ledger_fleet.as_ref().map(ToString::to_string).unwrap_or_default(),
+            ledger_placements: *ledger_placements,
         }
     }
 }
 
 impl FromWire<v1::Hello> for Hello {
     fn read(wire: v1::Hello, at: At<'_>) -> Option<Self> {
-        let v1::Hello { node, agent_version, protocol, boot_id, facts, ledger_term, ledger_generation } = wire;
+        let v1::Hello {
+            node,
+            agent_version,
+            protocol,
+            boot_id,
+            facts,
+            ledger_term,
+            ledger_generation,
+            ledger_fleet,
+            ledger_placements,
+        } = wire;
         let node = at.field("node").parse(&node);
         let agent_version = at.field("agent_version").text(agent_version);
         let boot = match BootId::new(&boot_id) {
@@ -41,6 +63,7 @@ impl FromWire<v1::Hello> for Hello {
             Err(problem) => at.field("boot_id").refuse(problem),
         };
         let facts = at.field("facts").message(facts);
+        let ledger_fleet = at.field("ledger_fleet").optional(&ledger_fleet);
         Some(Self {
             node: node?,
             agent_version: agent_version?,
@@ -49,6 +72,8 @@ impl FromWire<v1::Hello> for Hello {
             facts: facts?,
             ledger_term,
             ledger_generation,
+            ledger_fleet: ledger_fleet?,
+            ledger_placements,
         })
     }
 }
@@ -213,14 +238,20 @@ impl FromWire<v1::DesiredPlacement> for DesiredPlacement {
 
 impl From<&DesiredNode> for v1::DesiredNode {
     fn from(model: &DesiredNode) -> Self {
-        let DesiredNode { term, generation, placements } = model;
-        Self { term: *term, generation: *generation, placements: placements.iter().map(Into::into).collect() }
+        let DesiredNode { term, generation, fleet, placements } = model;
+        Self {
+            term: *term,
+            generation: *generation,
+            placements: placements.iter().map(Into::into).collect(),
+            fleet: fleet.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }
     }
 }
 
 impl FromWire<v1::DesiredNode> for DesiredNode {
     fn read(wire: v1::DesiredNode, at: At<'_>) -> Option<Self> {
-        let v1::DesiredNode { term, generation, placements } = wire;
+        let v1::DesiredNode { term, generation, placements, fleet } = wire;
+        let fleet = at.field("fleet").optional(&fleet);
         let at_placements = at.field("placements");
         // Every placement owns at least one GPU of the node.
         let placements: Option<Vec<DesiredPlacement>> = at_placements.messages(placements, MAX_GPUS_PER_NODE);
@@ -228,7 +259,7 @@ impl FromWire<v1::DesiredNode> for DesiredNode {
             at_placements.distinct("uid", placements, |p| p.uid.clone());
             one_owner(placements, at_placements);
         }
-        Some(Self { term, generation, placements: placements? })
+        Some(Self { term, generation, fleet: fleet?, placements: placements? })
     }
 }
 

@@ -259,6 +259,8 @@ fn what_agents_and_store_exchange_round_trips() {
         facts: facts(),
         ledger_term: u64::MAX,
         ledger_generation: 3,
+        ledger_fleet: Some("f1ee7000-0000-4000-8000-000000000001".parse().unwrap()),
+        ledger_placements: Some(0),
     });
     for listing in [Listing::Complete, Listing::Failed { why: "WMI".to_owned() }] {
         round_trip::<InventoryReport, v1::InventoryReport>(&InventoryReport {
@@ -308,16 +310,23 @@ fn desired_nodes_round_trip() {
         round_trip::<DesiredNode, v1::DesiredNode>(&DesiredNode {
             term: 3,
             generation: 9,
+            fleet: Some("f1ee7000-0000-4000-8000-000000000001".parse().unwrap()),
             placements: vec![DesiredPlacement { intent, trace: None, ..desired(UID.parse().unwrap()) }],
         });
     }
-    round_trip::<DesiredNode, v1::DesiredNode>(&DesiredNode { term: 0, generation: 0, placements: vec![] });
+    round_trip::<DesiredNode, v1::DesiredNode>(&DesiredNode {
+        term: 0,
+        generation: 0,
+        fleet: None,
+        placements: vec![],
+    });
 }
 
 #[test]
 fn an_order_that_gives_one_gpu_to_two_is_refused() {
     let other = "00000000-0000-0000-0000-000000000001".parse().unwrap();
-    let node = DesiredNode { term: 1, generation: 1, placements: vec![desired(UID.parse().unwrap()), desired(other)] };
+    let placements = vec![desired(UID.parse().unwrap()), desired(other)];
+    let node = DesiredNode { term: 1, generation: 1, fleet: None, placements };
     refuse::<DesiredNode, _>(
         v1::DesiredNode::from(&node),
         expect![

@@ -102,7 +102,8 @@ impl Run {
                 | Unavailable::Unknown
                 | Unavailable::NodeDisconnected { .. }
                 | Unavailable::NodeNotFresh
-                | Unavailable::SurveyFailed { .. } => false,
+                | Unavailable::SurveyFailed { .. }
+                | Unavailable::Stranger { .. } => false,
             };
             let absent_unsaid = reasons.is_empty() && self.is_absent(address);
             if absent_unsaid {

@@ -45,6 +45,8 @@ impl Run {
             facts: self.host.facts().clone(),
             ledger_term: self.ledger.term,
             ledger_generation: self.ledger.generation(),
+            ledger_fleet: self.ledger.fleet().cloned(),
+            ledger_placements: Some(self.ledger.placements()),
         };
         self.decide(Input::Connected(Box::new(hello)))?;
         if let Some(work) = &mut self.work {
@@ -102,9 +104,12 @@ impl Run {
                 self.pump()
             }
             // Sessions end with their leader and messages keep their order: nothing old can arrive.
-            Err(refused @ (Refused::OldTerm { .. } | Refused::OldGeneration { .. } | Refused::OtherContent { .. })) => {
-                Err(Broken(format!("the agent had to refuse generation {generation} of term {term}: {refused}")))
-            }
+            Err(
+                refused @ (Refused::OtherFleet { .. }
+                | Refused::OldTerm { .. }
+                | Refused::OldGeneration { .. }
+                | Refused::OtherContent { .. }),
+            ) => Err(Broken(format!("the agent had to refuse generation {generation} of term {term}: {refused}"))),
         }
     }
 

@@ -90,6 +90,8 @@ impl Agent {
             facts: self.host.facts().clone(),
             ledger_term: self.ledger.term,
             ledger_generation: self.ledger.generation(),
+            ledger_fleet: self.ledger.fleet().cloned(),
+            ledger_placements: Some(self.ledger.placements()),
         }
     }
 
@@ -324,7 +326,12 @@ impl Sim {
             Ok(Accepted::New | Accepted::NewTerm) => {}
             Ok(Accepted::Again) => self.counts.add("net: agent told the same twice"),
             // Sessions end with their leader and messages keep their order: nothing old can arrive in one.
-            Err(refused @ (Refused::OldTerm { .. } | Refused::OldGeneration { .. } | Refused::OtherContent { .. })) => {
+            Err(
+                refused @ (Refused::OtherFleet { .. }
+                | Refused::OldTerm { .. }
+                | Refused::OldGeneration { .. }
+                | Refused::OtherContent { .. }),
+            ) => {
                 return Err(Broken(format!("{name} had to refuse generation {generation} of term {term}: {refused}")));
             }
         }

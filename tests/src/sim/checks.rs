@@ -153,7 +153,8 @@ impl Sim {
                 | Unavailable::Unknown
                 | Unavailable::NodeDisconnected { .. }
                 | Unavailable::NodeNotFresh
-                | Unavailable::SurveyFailed { .. } => false,
+                | Unavailable::SurveyFailed { .. }
+                | Unavailable::Stranger { .. } => false,
             };
             let reasons = node.unavailable(gpu);
             let name = &node.name;

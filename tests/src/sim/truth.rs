@@ -225,7 +225,7 @@ impl Truth {
                 (Key::GpuClaim(_) | Key::VmClaim(_) | Key::Request(_), Write::Delete { key }) => {
                     self.claims.remove(key);
                 }
-                (Key::Leader | Key::Term, _) | (Key::Node(_), Write::Delete { .. }) => {
+                (Key::Leader | Key::Term | Key::Fleet, _) | (Key::Node(_), Write::Delete { .. }) => {
                     return broken(format!("a leader writes {}", write.key()));
                 }
             }
@@ -408,7 +408,7 @@ impl Truth {
                 Key::GpuClaim(gpu) => Claimed::Gpu(gpu),
                 Key::VmClaim(vm) => Claimed::Vm(vm),
                 Key::Request(id) => Claimed::Request(id),
-                Key::Leader | Key::Term | Key::Placement(_) | Key::Node(_) => continue,
+                Key::Leader | Key::Term | Key::Fleet | Key::Placement(_) | Key::Node(_) => continue,
             };
             stored.insert(what, (claim.placement.clone(), claim.uid.clone()));
         }

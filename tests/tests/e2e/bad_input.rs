@@ -144,6 +144,7 @@ async fn session(endpoint: &str, node: &str, protocol: u32) -> anyhow::Result<to
         facts: Some(facts),
         ledger_term: 0,
         ledger_generation: 0,
+        ..Hello::default()
     };
     let hello = AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
     // Stays open, so that it is the controller who ends the session.

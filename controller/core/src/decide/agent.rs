@@ -8,6 +8,7 @@ use crate::lifecycle::Event;
 use crate::world::{Gpu, Link, Node, View};
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE};
+use berth_model::node::HostFacts;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{CurrentStep, Phase, Placement, Progress, StepReport};
 use berth_model::request::Resources;
@@ -21,31 +22,31 @@ pub const MAX_GENERATION_LEAP: u64 = 1_000_000;
 
 impl Brain {
     pub(super) fn connected(&mut self, draft: &mut Draft, hello: Hello) {
-        let Hello { node: name, agent_version, protocol: _, boot, facts, ledger_term: _, ledger_generation } = hello;
+        if let Some(why) = self.world.stranger(&hello) {
+            return self.stranger(draft, hello, why);
+        }
+        let Hello {
+            node: name,
+            agent_version,
+            protocol: _,
+            boot,
+            facts,
+            ledger_term: _,
+            ledger_generation,
+            ledger_fleet: _,
+            ledger_placements: _,
+        } = hello;
         let now = draft.now;
         let known = self.world.node(&name);
         // An agent that accepted a later generation than is stored outlived a loss of the store. It obeys only what
         // follows on; and what is not named in its desired state it leaves alone.
         let generation = known.map_or(0, |node| node.generation);
         let behind = is_behind(generation, ledger_generation);
-        let same = known.is_some_and(|node| node.facts == facts && node.agent_version == agent_version);
-        if known.is_none() {
-            self.world.insert_node(Node {
-                name: name.clone(),
-                facts: facts.clone(),
-                agent_version: agent_version.clone(),
-                first_seen: now,
-                cordons: Vec::new(),
-                version: 0,
-                generation: 0,
-                link: Link::Disconnected { since: now },
-                view: View::NotReported,
-                boot: None,
-                gpus: BTreeMap::new(),
-                vms: BTreeMap::new(),
-                reserved: Resources::default(),
-            });
-        }
+        let same = known.is_some_and(|node| {
+            // One that was a stranger may be known and not stored.
+            node.version > 0 && node.facts == facts && node.agent_version == agent_version
+        });
+        self.make_known(&name, &facts, &agent_version, now);
         self.world.update_node(&name, |node| {
             node.facts = facts;
             node.agent_version = agent_version;
@@ -76,6 +77,42 @@ impl Brain {
         })
     }
 
+    /// An agent that holds what is not this store's. It is shown, so that somebody looks; nothing is stored of it, nothing
+    /// of what it reports counts, and it is told nothing.
+    fn stranger(&mut self, draft: &mut Draft, hello: Hello, why: String) {
+        let Hello { node: name, agent_version, boot, facts, .. } = hello;
+        let since = draft.now;
+        self.make_known(&name, &facts, &agent_version, since);
+        self.world.update_node(&name, |node| {
+            node.boot = Some(boot);
+            node.link = Link::Connected { since };
+            node.view = View::Stranger { why };
+        });
+        self.look_changed(draft, &name);
+    }
+
+    /// Puts a node into the world that is not there yet.
+    fn make_known(&mut self, name: &NodeName, facts: &HostFacts, agent_version: &str, now: Timestamp) {
+        if self.world.node(name).is_some() {
+            return;
+        }
+        self.world.insert_node(Node {
+            name: name.clone(),
+            facts: facts.clone(),
+            agent_version: agent_version.to_owned(),
+            first_seen: now,
+            cordons: Vec::new(),
+            version: 0,
+            generation: 0,
+            link: Link::Disconnected { since: now },
+            view: View::NotReported,
+            boot: None,
+            gpus: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            reserved: Resources::default(),
+        });
+    }
+
     /// Says of every wish of a node that it is as new as the node's generation: no older report answers it any more.
     fn renew_wishes(&mut self, draft: &mut Draft, name: &NodeName) {
         let Some(generation) = self.world.node(name).map(|node| node.generation) else { return };
@@ -102,7 +139,7 @@ impl Brain {
     }
 
     pub(super) fn report(&mut self, draft: &mut Draft, name: &NodeName, report: InventoryReport) {
-        let Some(before) = self.world.node(name).cloned() else { return };
+        let Some(before) = self.world.node(name).filter(|node| !node.is_stranger()).cloned() else { return };
         if let Listing::Failed { why } = report.listing {
             self.world.update_node(name, |node| node.view = View::Failed { why });
             self.look_changed(draft, name);
@@ -163,6 +200,9 @@ impl Brain {
         let Progress { generation, uid, report } = progress;
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
+        if self.world.node(node).is_some_and(|node| node.is_stranger()) {
+            return;
+        }
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
         let made = self.world.node(node).map_or(0, |node| node.generation);
         // And one about a wish that is not made yet, or that a lost store knew, answers nothing.

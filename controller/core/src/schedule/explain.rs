@@ -109,7 +109,8 @@ fn passes(why: &Unavailable) -> bool {
         | Unavailable::Unknown
         | Unavailable::NodeDisconnected { .. }
         | Unavailable::NodeNotFresh
-        | Unavailable::SurveyFailed { .. } => true,
+        | Unavailable::SurveyFailed { .. }
+        | Unavailable::Stranger { .. } => true,
     }
 }
 
@@ -291,7 +292,8 @@ fn of_node(node: &Node, why: Unavailable) -> Option<Fix> {
         | Unavailable::InVm { .. }
         | Unavailable::StaleRecord { .. }
         | Unavailable::Missing
-        | Unavailable::Unknown => None,
+        | Unavailable::Unknown
+        | Unavailable::Stranger { .. } => None,
     }
 }
 
@@ -366,7 +368,8 @@ fn of_gpu(node: &Node, gpu: &Gpu, why: &Unavailable) -> Option<Fix> {
         | Unavailable::Cordoned { .. }
         | Unavailable::NodeDisconnected { .. }
         | Unavailable::NodeNotFresh
-        | Unavailable::SurveyFailed { .. } => return of_node(node, why.clone()),
+        | Unavailable::SurveyFailed { .. }
+        | Unavailable::Stranger { .. } => return of_node(node, why.clone()),
     };
     Some(Fix::Cure { gpu: gpu.observed.address.clone(), model: gpu.model().clone(), how })
 }

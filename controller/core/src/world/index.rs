@@ -242,6 +242,7 @@ fn same_to_index(before: &Node, after: &Node) -> bool {
             View::NotReported => 0_u8,
             View::Complete => 1,
             View::Failed { .. } => 2,
+            View::Stranger { .. } => 3,
         };
         (link, view, node.cordons.is_empty())
     };

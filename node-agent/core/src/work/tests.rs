@@ -16,7 +16,7 @@ struct Bench {
 }
 
 fn node(generation: u64, placements: Vec<DesiredPlacement>) -> DesiredNode {
-    DesiredNode { term: 1, generation, placements }
+    DesiredNode { term: 1, generation, fleet: None, placements }
 }
 
 fn failed(text: &str) -> StepError {
