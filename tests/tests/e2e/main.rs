@@ -14,6 +14,8 @@ mod http;
 mod openb;
 mod python;
 mod reflection;
+mod site;
+mod trouble;
 
 use anyhow::ensure;
 use berth_tests::process::Dev;
