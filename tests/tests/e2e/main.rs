@@ -11,6 +11,7 @@ mod crash;
 mod data_dir;
 mod etcd;
 mod http;
+mod nospace;
 mod openb;
 mod python;
 mod reflection;

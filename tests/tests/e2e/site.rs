@@ -7,7 +7,8 @@ use berth_tests::process::{Process, Ran, binary, free_port, other, run, wait_unt
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// GPUs of each host.
@@ -115,6 +116,17 @@ impl Site {
     pub(super) fn lose_store(&mut self, test: &str) -> anyhow::Result<()> {
         self.etcd = Etcd::one(test)?.context("there was one a moment ago")?;
         Ok(())
+    }
+
+    /// How a controller ended, if one did by itself.
+    pub(super) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        for process in self.controllers.iter_mut().filter_map(|one| one.process.as_mut()) {
+            let ended = process.ended_within(Duration::ZERO)?;
+            if ended.is_some() {
+                return Ok(ended);
+            }
+        }
+        Ok(None)
     }
 
     /// What all processes said, for messages.
