@@ -300,7 +300,8 @@ impl Groups {
                     Ok(Key::Placement(name)) => drop(undone.placements.insert(name)),
                     Ok(Key::Node(name)) => drop(undone.nodes.insert(name)),
                     // Claims follow from placements; a group writes nothing else.
-                    Ok(Key::GpuClaim(_) | Key::VmClaim(_) | Key::Request(_) | Key::Leader | Key::Term) | Err(_) => {}
+                    Ok(Key::GpuClaim(_) | Key::VmClaim(_) | Key::Request(_) | Key::Leader | Key::Term | Key::Fleet)
+                    | Err(_) => {}
                 }
             }
         }
