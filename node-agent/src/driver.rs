@@ -1,5 +1,6 @@
-//! The port to a host: look, and take one step. Implementations: `sim`; Hyper-V and VFIO follow.
+//! The port to a host: look, and take one step. Implementations: `sim`; Hyper-V (its script is in `hyperv`) and VFIO follow.
 
+pub mod hyperv;
 pub mod sim;
 
 use async_trait::async_trait;
