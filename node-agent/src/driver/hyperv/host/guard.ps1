@@ -4,9 +4,10 @@
 # Every Confirm function gives back what it was given or ends the request. A test makes sure that no cmdlet which acts
 # is called without its Confirm.
 
-$script:PathForm = '^PCIROOT\([0-9A-F]{1,4}\)(#PCI\([0-9A-F]{4}\)){1,32}$'
-$script:InstanceForm = '^PCIP?\\VEN_[0-9A-F]{4}&DEV_[0-9A-F]{4}[0-9A-Za-z_&.\-]*\\[0-9A-Za-z_&.\-]+$'
-$script:GuidForm = '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+# \z and not $, which lets a line's end pass.
+$script:PathForm = '^PCIROOT\([0-9A-F]{1,4}\)(#PCI\([0-9A-F]{4}\)){1,32}\z'
+$script:InstanceForm = '^PCIP?\\VEN_[0-9A-F]{4}&DEV_[0-9A-F]{4}[0-9A-Za-z_&.\-]*\\[0-9A-Za-z_&.\-]+\z'
+$script:GuidForm = '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\z'
 
 # A property that this build may not have.
 function Get-Field($From, [string] $Name) {

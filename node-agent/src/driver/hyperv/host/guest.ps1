@@ -15,7 +15,7 @@ function Invoke-AskWindowsGuest($Arguments) {
         Stop-Request 'Invalid' 'the credential file holds no credential'
     }
     $answers = @(Invoke-Command -VMId (Confirm-VmId ([string]$id)) -Credential $credential -ErrorAction Stop -ScriptBlock {
-            foreach ($device in @(Get-PnpDevice -PresentOnly)) {
+            foreach ($device in @(Get-PnpDevice -PresentOnly -ErrorAction Stop)) {
                 if ($device.InstanceId -like 'PCI\*') {
                     @{
                         id = [string]$device.InstanceId

@@ -21,7 +21,7 @@ $global:ConfirmPreference = 'None'
 # that no code page can spoil it.
 function Add-JsonString([System.Text.StringBuilder] $Text, [string] $Value) {
     [void]$Text.Append('"')
-    if ($Value -cmatch '^[ !#-\[\]-~]*$') {
+    if ($Value -cmatch '^[ !#-\[\]-~]*\z') {
         [void]$Text.Append($Value)
     } else {
         foreach ($char in $Value.ToCharArray()) {

@@ -76,7 +76,13 @@ function Set-Setting($Vm, [guid] $Id, [string] $Name, $Wanted) {
         'mmio_low_bytes' { Set-VM -VM (Confirm-Vm $Vm $Id) -LowMemoryMappedIoSpace $value -ErrorAction Stop }
         'mmio_high_bytes' { Set-VM -VM (Confirm-Vm $Vm $Id) -HighMemoryMappedIoSpace $value -ErrorAction Stop }
         'dynamic_memory' {
-            if ($value) {
+            $least = $Wanted['memory_minimum_bytes']
+            $most = $Wanted['memory_maximum_bytes']
+            if ($value -and $null -ne $least -and $null -ne $most) {
+                # Together: one after the other, the first might pass the other's former value.
+                Set-VM -VM (Confirm-Vm $Vm $Id) -DynamicMemory -MemoryMinimumBytes $least -MemoryMaximumBytes $most `
+                    -ErrorAction Stop
+            } elseif ($value) {
                 Set-VM -VM (Confirm-Vm $Vm $Id) -DynamicMemory -ErrorAction Stop
             } else {
                 Set-VM -VM (Confirm-Vm $Vm $Id) -StaticMemory -ErrorAction Stop
