@@ -8,6 +8,21 @@ use std::path::PathBuf;
 /// The etcd to test with.
 const ETCD: &str = "BERTH_TEST_ETCD";
 
+/// The PowerShell to test with.
+const PWSH: &str = "PWSH";
+
+/// A PowerShell: the one the environment names, else the one that lies beside the checkout, else the one in the PATH.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub fn pwsh() -> Option<PathBuf> {
+    let named = std::env::var_os(PWSH).map(PathBuf::from);
+    let beside = root().parent().map(|dir| dir.join("shared").join("tools").join("pwsh"));
+    let program = format!("pwsh{}", std::env::consts::EXE_SUFFIX);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|dir| dir.join(&program));
+    named.into_iter().chain(beside).chain(installed).find(|file| file.is_file())
+}
+
 /// The etcd server: the one the environment names, else the one in the PATH, else the one that
 /// `cargo xtask test` got.
 #[must_use]

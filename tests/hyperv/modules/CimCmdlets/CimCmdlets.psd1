@@ -1,0 +1,7 @@
+@{
+    RootModule = 'CimCmdlets.psm1'
+    ModuleVersion = '1.0.0.0'
+    FunctionsToExport = @('Get-CimInstance')
+    CmdletsToExport = @()
+    AliasesToExport = @()
+}

@@ -1,0 +1,220 @@
+//! What steps refuse, and what they make of a host's errors.
+
+use crate::on;
+use crate::scenario::{assigned, for_devices};
+use anyhow::ensure;
+use berth_node_agent::driver::sim::StepFault;
+use berth_tests::hyperv::{A2, BUERO, DISK, UBUNTU, assign, at, facts, fault, habits, usual, vm_in};
+use berth_tests::pwsh::Host;
+use serde_json::{Value, json};
+
+const NOBODY: &str = "99999999-9999-4999-8999-999999999999";
+
+/// Fails in this way, and nothing that acts was called.
+fn refused(host: &mut Host, state: &Value, op: &str, args: &Value, kind: &str, words: &str) -> anyhow::Result<()> {
+    host.set(state)?;
+    let error = host.err(op, args)?;
+    ensure!(error["kind"] == kind, "{op} {args}: {error}");
+    ensure!(error["message"].as_str().is_some_and(|message| message.contains(words)), "{op} {args}: {error}");
+    ensure!(host.acts()?.is_empty(), "{op} {args} acted: {:?}", host.acts()?);
+    ensure!(host.state()? == *state, "{op} {args} changed something");
+    Ok(())
+}
+
+#[test]
+fn what_would_do_harm_is_refused_before_anything_is_touched() {
+    let mut pooled = usual();
+    at(&mut pooled, A2[0])["dismounted"] = json!(true);
+    let mut taken = pooled.clone();
+    assign(&mut taken, BUERO, A2[0]);
+    let mut running = assigned();
+    vm_in(&mut running, UBUNTU)["state"] = json!("Running");
+    let mut saved = usual();
+    vm_in(&mut saved, UBUNTU)["state"] = json!("Saved");
+    let mut paused = usual();
+    vm_in(&mut paused, UBUNTU)["state"] = json!("Paused");
+    let mut stale = assigned();
+    for path in A2 {
+        at(&mut stale, path)["in_slot"] = json!(false);
+    }
+    let mut clustered = usual();
+    vm_in(&mut clustered, UBUNTU)["clustered"] = json!(true);
+    let vm = json!({ "vm": UBUNTU });
+    let device = json!({ "location_path": A2[0] });
+    let both = json!({ "vm": UBUNTU, "location_path": A2[0] });
+    let settings = json!({ "vm": UBUNTU, "settings": for_devices() });
+    let allow = |allow| json!({ "vm": UBUNTU, "allow": allow });
+    on("refusals", &usual(), |host| {
+        let mut refused = |state: &Value, op: &str, args: &Value, kind: &str, words: &str| {
+            refused(host, state, op, args, kind, words)
+        };
+        refused(&usual(), "disable", &json!({ "location_path": DISK }), "Refused", "class 1")?;
+        refused(&usual(), "dismount", &json!({ "location_path": DISK, "force": true }), "Refused", "class 1")?;
+        refused(&usual(), "disable", &json!({ "location_path": "PCIROOT(0)#PCI(0301)" }), "Refused", "class 6")?;
+        refused(&usual(), "disable", &json!({ "location_path": "PCIROOT(9)#PCI(0000)" }), "NotThere", "no device at")?;
+        refused(&usual(), "mount", &json!({ "location_path": "PCIROOT(9)#PCI(0000)" }), "NotThere", "no device at")?;
+        refused(&usual(), "attach", &both, "NotThere", "is in the pool")?;
+        refused(&pooled, "attach", &json!({ "vm": NOBODY, "location_path": A2[0] }), "NotThere", "no VM on this host")?;
+        refused(&pooled, "enable", &device, "NotThere", "the host has no device")?;
+        refused(&taken, "attach", &both, "Refused", "lists the device")?;
+        refused(&taken, "mount", &device, "Refused", "lists the device")?;
+        refused(&running, "detach", &both, "Refused", "it must be Off")?;
+        refused(
+            &running,
+            "configure-vm",
+            &json!({ "vm": UBUNTU, "settings": { "guest_cache_types": false } }),
+            "Refused",
+            "must be Off",
+        )?;
+        refused(
+            &assigned(),
+            "configure-vm",
+            &json!({ "vm": UBUNTU, "settings": { "stop_action": "Save" } }),
+            "Refused",
+            "cannot be saved",
+        )?;
+        refused(&saved, "stop-vm", &json!({ "vm": UBUNTU, "how": "TurnOff" }), "Refused", "saved state")?;
+        refused(&saved, "start-vm", &vm, "Refused", "it must be Off")?;
+        refused(&saved, "configure-vm", &settings, "Refused", "it must be Off")?;
+        refused(&paused, "stop-vm", &json!({ "vm": UBUNTU, "how": "ShutDown" }), "Refused", "cannot be asked")?;
+        refused(&stale, "detach-stale", &json!({ "vm": UBUNTU, "records": 1 }), "Refused", "2 records")?;
+        refused(&clustered, "make-standalone", &allow(false), "Refused", "does not allow")
+    });
+}
+
+#[test]
+fn stale_records_go_and_records_that_name_a_device_stay() {
+    let mut state = assigned();
+    at(&mut state, A2[1])["in_slot"] = json!(false);
+    on("stale records", &state, |host| {
+        let result = host.ok("detach-stale", &json!({ "vm": UBUNTU, "records": 1 }))?;
+        let devices = &result["seen"]["vm"]["devices"];
+        ensure!(devices.as_array().map(Vec::len) == Some(1) && devices[0]["location_path"] == A2[0], "{result}");
+        // And the other way round: the device by its path, while a record without one stays.
+        host.set(&state)?;
+        let result = host.ok("detach", &json!({ "vm": UBUNTU, "location_path": A2[0] }))?;
+        let devices = &result["seen"]["vm"]["devices"];
+        ensure!(devices.as_array().map(Vec::len) == Some(1) && devices[0]["location_path"].is_null(), "{result}");
+        Ok(())
+    });
+}
+
+#[test]
+fn dismounting_without_a_mitigation_driver_takes_force_and_force_is_said_each_time() {
+    let mut state = usual();
+    at(&mut state, A2[0])["mitigation"] = json!(false);
+    on("force", &state, |host| {
+        let error = host.err("dismount", &json!({ "location_path": A2[0], "force": false }))?;
+        ensure!(error["kind"] == "Failed" && error["cmdlet"] == "Dismount-VMHostAssignableDevice", "{error}");
+        ensure!(error["seen"]["device"]["host"]["instance_id"].is_string(), "{error}");
+        host.ok("dismount", &json!({ "location_path": A2[0], "force": true }))?;
+        // The host comes up with firmware that keeps PCI Express: force does not help.
+        host.set(&state)?;
+        host.change(|state| habits(state, &["firmware-keeps-pcie"]))?;
+        let error = host.err("dismount", &json!({ "location_path": A2[0], "force": true }))?;
+        ensure!(error["kind"] == "Failed" && error["hresult"] == json!(-2_147_024_809_i64), "{error}");
+        Ok(())
+    });
+}
+
+#[test]
+fn errors_in_another_language_keep_their_class_and_their_numbers() {
+    let mut client = assigned();
+    client["host"]["product_type"] = json!(1);
+    let mut gone = assigned();
+    at(&mut gone, A2[1])["in_slot"] = json!(false);
+    let mut room = assigned();
+    vm_in(&mut room, UBUNTU)["mmio_high"] = json!(1 << 30);
+    on("languages", &usual(), |host| {
+        for (state, code) in [(&client, "0xC035001E"), (&gone, "0x80070490"), (&room, "0x800705AA")] {
+            let mut told = Vec::new();
+            for language in ["en", "de"] {
+                let mut state = state.clone();
+                state["language"] = json!(language);
+                host.set(&state)?;
+                let mut error = host.err("start-vm", &json!({ "vm": UBUNTU }))?;
+                ensure!(error["codes"] == json!([code]), "{error}");
+                ensure!(error["kind"] == "Failed" && error["category"] == "NotSpecified", "{error}");
+                // What the worker's log says of this VM, and not of another one.
+                ensure!(error["events"].as_array().map(Vec::len) == Some(1), "{error}");
+                ensure!(error["events"][0].as_str().is_some_and(|text| text.contains(UBUNTU)), "{error}");
+                ensure!(error["seen"]["vm"]["state"] == "Off", "{error}");
+                let text = error["message"].take();
+                error["events"].take();
+                told.push((text, error));
+            }
+            ensure!(told[0].0 != told[1].0, "it said the same in both languages: {}", told[0].0);
+            ensure!(told[0].1 == told[1].1, "{told:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_shut_down_is_waited_for_briefly_and_can_be_turned_off() {
+    let mut state = assigned();
+    vm_in(&mut state, UBUNTU)["state"] = json!("Running");
+    habits(&mut state, &["slow-guest"]);
+    on("slow guest", &state, |host| {
+        let shut_down = json!({ "vm": UBUNTU, "how": "ShutDown", "settle_ms": 300 });
+        for _ in 0..2 {
+            let error = host.err("stop-vm", &shut_down)?;
+            ensure!(error["kind"] == "Unconfirmed" && error["seen"]["vm"]["state"] == "Stopping", "{error}");
+        }
+        // Asked once, however often it is looked at.
+        ensure!(host.acts()? == ["Stop-VM"], "{:?}", host.acts()?);
+        let result = host.ok("stop-vm", &json!({ "vm": UBUNTU, "how": "TurnOff" }))?;
+        ensure!(result["seen"]["vm"]["state"] == "Off", "{result}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_mount_that_reports_failure_and_worked_shows_both() {
+    let mut state = usual();
+    at(&mut state, A2[0])["dismounted"] = json!(true);
+    habits(&mut state, &["mount-reports-failure"]);
+    on("mount reports failure", &state, |host| {
+        let error = host.err("mount", &json!({ "location_path": A2[0] }))?;
+        ensure!(error["kind"] == "Failed", "{error}");
+        ensure!(error["seen"]["device"]["pool"].is_null() && error["seen"]["device"]["host"].is_object(), "{error}");
+        let result = host.ok("mount", &json!({ "location_path": A2[0] }))?;
+        ensure!(result["changed"] == json!(false), "{result}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_vm_that_vanishes_with_its_role_is_told() {
+    let mut state = usual();
+    state["cluster"] = json!("CLU1");
+    vm_in(&mut state, UBUNTU)["clustered"] = json!(true);
+    let args = json!({ "vm": UBUNTU, "allow": true });
+    on("roles", &state, |host| {
+        let mut gone = state.clone();
+        habits(&mut gone, &["role-takes-the-vm"]);
+        host.set(&gone)?;
+        let error = host.err("make-standalone", &args)?;
+        ensure!(error["kind"] == "NotThere" && error["seen"]["vm"].is_null(), "{error}");
+        // A clustered VM without a role of its own is left alone.
+        host.set(&state)?;
+        host.change(|state| fault(state, "Get-ClusterGroup", &StepFault::NoEffect, 0))?;
+        let error = host.err("make-standalone", &args)?;
+        ensure!(error["kind"] == "NotThere" && host.acts()?.is_empty(), "{error}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_old_module_without_automatic_checkpoints_is_configured_and_restored() {
+    let mut state = usual();
+    habits(&mut state, &["old-module"]);
+    on("old module", &state, |host| {
+        let before = facts(&host.state()?);
+        let former = host.ok("configure-vm", &json!({ "vm": UBUNTU, "settings": for_devices() }))?["former"].take();
+        ensure!(former["automatic_checkpoints"].is_null(), "{former}");
+        host.ok("configure-vm", &json!({ "vm": UBUNTU, "settings": former }))?;
+        ensure!(facts(&host.state()?) == before, "{}", host.state()?);
+        Ok(())
+    });
+}
