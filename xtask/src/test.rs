@@ -15,12 +15,15 @@ use std::time::{Duration, Instant};
 pub(crate) enum Part {
     /// All libraries, documentation examples, formatting, lints, tidiness. Needs clippy and rustfmt for two of its checks.
     Unit,
-    /// The contract that every store passes, and kill -9 during writes; leadership, logins and trouble on etcd. Needs an
-    /// etcd server for those on etcd.
+    /// The contract that every store passes, and kill -9 during writes. Needs nothing.
     Store,
+    /// The same contract on etcd, and leadership, logins and trouble there. Needs an etcd server.
+    Etcd,
     /// TLS: who is let in and what each side is told, with certificates made on the spot. Needs an etcd server for what
     /// is between several controllers.
     Tls,
+    /// The Hyper-V host script in a real PowerShell over fake modules, and its text. Needs a PowerShell for the first.
+    PowerShell,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
     /// A whole Berth in virtual time with everything going wrong, from seeds. Needs nothing.
@@ -31,13 +34,16 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 6] = [Self::Unit, Self::Store, Self::Tls, Self::Faults, Self::Sim, Self::EndToEnd];
+    const ALL: [Self; 8] =
+        [Self::Unit, Self::Store, Self::Etcd, Self::Tls, Self::PowerShell, Self::Faults, Self::Sim, Self::EndToEnd];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Store => "store",
+            Self::Etcd => "etcd",
             Self::Tls => "tls",
+            Self::PowerShell => "powershell",
             Self::Faults => "faults",
             Self::Sim => "sim",
             Self::EndToEnd => "e2e",
@@ -47,7 +53,11 @@ impl Part {
     fn needs(self) -> &'static str {
         match self {
             Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
-            Self::Store | Self::Tls => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
+            Self::Store => "the Rust toolchain",
+            Self::Etcd | Self::Tls => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
+            Self::PowerShell => {
+                "the Rust toolchain; a PowerShell, named by PWSH, at ../shared/tools/pwsh or in the PATH, for most of it"
+            }
             Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
         }
@@ -56,8 +66,10 @@ impl Part {
     /// Which part runs this integration test.
     fn of(package: &str, test: &str) -> Self {
         match (package, test) {
-            ("berth-store", _) | ("berth-tests", "etcd") => Self::Store,
+            ("berth-store", _) => Self::Store,
+            ("berth-tests", "etcd") => Self::Etcd,
             ("berth-tls", _) | ("berth", "tls") | ("berth-tests", "peers") => Self::Tls,
+            ("berth-tests", "powershell") => Self::PowerShell,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e") => Self::EndToEnd,
@@ -127,11 +139,13 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             tally += cargo::test(&["--doc"], &[])?;
             tally += tool("clippy", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         }
-        Part::Store | Part::Tls | Part::Faults | Part::Sim | Part::EndToEnd if choice.is_empty() => {
+        Part::Store | Part::Etcd | Part::Tls | Part::PowerShell | Part::Faults | Part::Sim | Part::EndToEnd
+            if choice.is_empty() =>
+        {
             anyhow::bail!("there is no test for this part");
         }
-        Part::Store | Part::Tls => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
-        Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
+        Part::Etcd | Part::Tls => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
+        Part::Store | Part::PowerShell | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build_berth()?;

@@ -53,7 +53,8 @@ impl Sim {
                 let stays = |wish: &&DesiredPlacement| !withdrawn || wish.uid != at_work.uid;
                 let placements = obeyed.placements.iter().filter(stays).chain([&rival]).cloned().collect();
                 let mut work = work.clone();
-                work.desire(DesiredNode { term: obeyed.term, generation: obeyed.generation + 1, placements });
+                let generation = obeyed.generation + 1;
+                work.desire(DesiredNode { term: obeyed.term, generation, fleet: obeyed.fleet.clone(), placements });
                 let mut now = skewed(self.now, agent.skew);
                 for _ in 0..LOOKS {
                     work.looked(Ok(view.clone()), now);
