@@ -18,7 +18,8 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
-       cargo xtask test [PART...]    run all tests, or only these parts: unit store faults sim e2e
+       cargo xtask test [PART...]    run all tests, or only these parts: unit store etcd tls powershell
+                                                 faults sim e2e
        cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
                                                  the log of one";
 
