@@ -8,7 +8,7 @@ mod effort;
 mod groups;
 
 pub use effort::{Effort, Next};
-pub use groups::{Fate, Groups, Loss, Undone, Unfit};
+pub use groups::{Durable, Fate, Groups, Loss, Undone, Unfit};
 
 use berth_store::{CommitError, Revision, Store, Transaction};
 use futures::future::BoxFuture;

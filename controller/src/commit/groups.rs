@@ -80,6 +80,15 @@ impl Loss {
     }
 }
 
+/// Where a part of what was decided is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// It is all there at this revision and at every later one.
+    pub revision: Revision,
+    /// Nothing else is there up to this revision: it is what can be said of a world that holds this part.
+    pub complete: Revision,
+}
+
 /// Decisions that are not to be, all surely not written. What the store holds of these is to be put back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Undone {
@@ -111,6 +120,8 @@ struct Group {
     reads: BTreeSet<String>,
     bytes: usize,
     progress: Progress,
+    /// The store had come to this revision when it was sent.
+    sent_after: Revision,
 }
 
 /// One decision as writes.
@@ -153,6 +164,10 @@ pub struct Groups {
     durable: VecDeque<(u64, Revision)>,
     /// Highest revision of the groups asked for.
     revision: Revision,
+    /// Up to here nothing is stored but what was asked for.
+    complete: Revision,
+    /// Highest revision that was heard of.
+    known: Revision,
 }
 
 impl Groups {
@@ -173,6 +188,8 @@ impl Groups {
             failed: false,
             durable: VecDeque::new(),
             revision,
+            complete: revision,
+            known: revision,
         }
     }
 
@@ -205,18 +222,25 @@ impl Groups {
         self.groups.back().is_some_and(|group| matches!(group.progress, Progress::Waiting))
     }
 
-    /// The revision up to a mark, once everything before it is durable.
-    pub fn durable_at(&mut self, mark: u64) -> Option<Revision> {
+    /// Where everything before a mark is durable, once it is.
+    pub fn durable_at(&mut self, mark: u64) -> Option<Durable> {
         let undone = self.groups.front().map_or(self.next_group, |group| group.id);
         if undone < mark {
             return None;
         }
         while let Some((_, revision)) = self.durable.front().copied().filter(|(id, _)| *id < mark) {
-            // Two transactions in flight may land in the other order.
             self.revision = self.revision.max(revision);
             self.durable.pop_front();
         }
-        Some(self.revision)
+        // Two transactions in flight may land in the other order: what is decided later is then stored earlier.
+        let later = self.groups.iter().filter_map(|group| match group.progress {
+            Progress::InFlight => Some(group.sent_after),
+            Progress::Durable(revision) => Some(before(revision)),
+            Progress::Waiting | Progress::Failed(_) => None,
+        });
+        let later = later.chain(self.durable.iter().map(|(_, revision)| before(*revision))).min();
+        self.complete = self.complete.max(later.map_or(self.revision, |later| later.min(self.revision)));
+        Some(Durable { revision: self.revision, complete: self.complete })
     }
 
     /// How many wait for the store.
@@ -241,6 +265,7 @@ impl Groups {
         }
         let group = self.groups.get_mut(at)?;
         group.progress = Progress::InFlight;
+        group.sent_after = self.known;
         self.in_flight += 1;
         let transaction = Transaction {
             fence: Some(self.fence.clone()),
@@ -257,7 +282,10 @@ impl Groups {
     pub fn ended(&mut self, id: u64, result: Result<Revision, CommitError>) -> Result<(), CommitError> {
         self.in_flight = self.in_flight.saturating_sub(1);
         let (progress, answer) = match result {
-            Ok(revision) => (Progress::Durable(revision), Ok(())),
+            Ok(revision) => {
+                self.known = self.known.max(revision);
+                (Progress::Durable(revision), Ok(()))
+            }
             Err(error) => (Progress::Failed(fate(&error)), Err(error)),
         };
         self.failed |= answer.is_err();
@@ -327,6 +355,10 @@ impl Groups {
     }
 }
 
+fn before(revision: Revision) -> Revision {
+    Revision(revision.0.saturating_sub(1))
+}
+
 fn fate(error: &CommitError) -> Fate {
     match error {
         CommitError::Precondition { .. }
@@ -348,6 +380,7 @@ impl Group {
             reads: BTreeSet::new(),
             bytes: 0,
             progress: Progress::Waiting,
+            sent_after: Revision::default(),
         }
     }
 

@@ -83,6 +83,33 @@ async fn drain(store: &Scripted, pipeline: &mut Pipeline) {
     }
 }
 
+/// Where all of it is durable, and up to where nothing else is stored.
+fn at(groups: &mut Groups) -> Option<(u64, u64)> {
+    groups.durable_at(groups.mark()).map(|at| (at.revision.0, at.complete.0))
+}
+
+#[tokio::test]
+async fn a_world_is_never_said_to_be_complete_beyond_what_may_have_landed_without_it() {
+    let (_store, Pipeline { mut groups, .. }) = pipeline(0).await;
+    let mut send = |groups: &mut Groups, name: &str| {
+        groups.add(&[placement(name, 1)]).unwrap();
+        let (id, _) = groups.next_to_send().unwrap();
+        (id, groups.mark())
+    };
+    let (first, after_first) = send(&mut groups, "first");
+    let (second, _) = send(&mut groups, "second");
+    // The second has landed at 10 already, and nobody here knows.
+    groups.ended(first, Ok(Revision(11))).unwrap();
+    let durable = groups.durable_at(after_first).unwrap();
+    assert_eq!((durable.revision, durable.complete), (Revision(11), Revision(1)), "the first is there at 11");
+    let (third, _) = send(&mut groups, "third");
+    groups.ended(second, Ok(Revision(10))).unwrap();
+    let durable = groups.durable_at(third).unwrap();
+    assert_eq!((durable.revision, durable.complete), (Revision(11), Revision(11)), "the third cannot be below 12");
+    groups.ended(third, Ok(Revision(12))).unwrap();
+    assert_eq!(at(&mut groups), Some((12, 12)));
+}
+
 #[tokio::test]
 async fn decisions_wait_together_while_the_store_is_busy() {
     let (store, mut pipeline) = pipeline(0).await;
@@ -174,7 +201,7 @@ async fn a_placement_waits_for_the_node_it_rests_on() {
 #[tokio::test]
 async fn nothing_counts_as_durable_before_all_that_was_decided_earlier_is() {
     let (store, mut pipeline) = pipeline(0).await;
-    assert_eq!(pipeline.groups.durable_at(pipeline.groups.mark()), Some(Revision(1)), "nothing to wait for");
+    assert_eq!(at(&mut pipeline.groups), Some((1, 1)), "nothing to wait for");
     let first = pipeline.groups.add(&[placement("a", 1)]).unwrap().unwrap();
     let after_first = pipeline.groups.mark();
     begin(&mut pipeline).await;
@@ -213,7 +240,7 @@ async fn a_lost_answer_is_found_again_and_nothing_is_written_twice() {
         drain(&store, &mut pipeline).await;
         let stored = store.get(&key::placement(&"a".parse().unwrap())).await.unwrap().unwrap();
         assert_eq!(stored.version, 1, "{fault:?}");
-        assert_eq!(pipeline.groups.durable_at(pipeline.groups.mark()), Some(stored.modified), "{fault:?}");
+        assert_eq!(at(&mut pipeline.groups), Some((stored.modified.0, stored.modified.0)), "{fault:?}");
         assert_eq!(store.transactions(), if fault == Fault::After { 1 } else { 2 }, "{fault:?}");
     }
 }

@@ -9,7 +9,7 @@ mod undo;
 pub use undo::TakenBack;
 
 use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
-use crate::commit::{Fate, Groups, Unfit};
+use crate::commit::{Durable, Fate, Groups, Unfit};
 use berth_core::decide::{Brain, Input};
 use berth_core::desired::desired as desired_state;
 use berth_core::world::World;
@@ -82,7 +82,7 @@ impl<R> Default for Work<R> {
 /// What is durable now, for whoever waits for it.
 #[derive(Debug)]
 pub struct Told<R> {
-    /// The revision it is durable at.
+    /// The revision that the world is complete up to.
     pub revision: Revision,
     /// What readers see from now on, if that changed.
     pub publish: Option<Publish>,
@@ -255,18 +255,18 @@ impl<R> Desk<R> {
     /// The next that has become durable, if any.
     pub fn next_told(&mut self, groups: &mut Groups) -> Option<Told<R>> {
         let mark = self.batches.front().map(|batch| batch.mark)?;
-        let revision = groups.durable_at(mark)?;
+        let Durable { revision, complete } = groups.durable_at(mark)?;
         let Batch { mark: _, world, placements, nodes, desired, replies, inputs } = self.batches.pop_front()?;
         self.untold = self.untold.saturating_sub(inputs);
-        let changed = !placements.is_empty() || !nodes.is_empty() || revision > self.revision;
+        let changed = !placements.is_empty() || !nodes.is_empty() || complete > self.revision;
         if changed {
-            self.revision = revision;
+            self.revision = complete;
         }
         let answer = |what: Result<_, Refusal>| {
             what.map(|placement| Decided { placement, revision: revision.0 }).map_err(CallError::Refused)
         };
         Some(Told {
-            revision,
+            revision: self.revision,
             publish: changed.then_some(Publish { world, placements, nodes }),
             replies: replies.into_iter().map(|Reply { to, what, group: _ }| (to, answer(what))).collect(),
             desired,
