@@ -3,7 +3,6 @@
 //! The only place where both shells meet. Each agent talks to the controller over its own gRPC session on loopback, as
 //! it would across a network; nothing is passed behind the API's back.
 
-pub mod host;
 mod provision;
 
 use crate::args::Tls;
@@ -14,10 +13,9 @@ use crate::progress::Progress;
 use berth_controller as controller;
 use berth_model::NodeName;
 use berth_node_agent as agent;
-use berth_node_agent::driver::sim::Delays;
+use berth_node_agent::driver::sim::{Delays, KeptHost};
 use berth_proto::v1;
 use futures::StreamExt as _;
-use host::DevHost;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -66,7 +64,7 @@ pub struct Running {
 }
 
 /// The simulated hosts by name.
-type Hosts = Arc<BTreeMap<NodeName, Arc<DevHost>>>;
+type Hosts = Arc<BTreeMap<NodeName, Arc<KeptHost>>>;
 
 /// Starts a whole Berth. Returns when the controller serves and every agent runs; they connect by themselves.
 ///
@@ -86,7 +84,7 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         let step = step_delay.or(node.timing.step).unwrap_or_default();
         let delays = Delays { step, ..Delays::default() };
         let dir = node_dir(&data_dir, &node.name);
-        let host = DevHost::open(spec, delays, &dir).map_err(|e| failed(&node.name, e))?;
+        let host = KeptHost::open(spec, delays, &dir).map_err(|e| failed(&node.name, e.into()))?;
         hosts.insert(node.name.clone(), Arc::new(host));
     }
     let hosts: Hosts = Arc::new(hosts);
@@ -203,7 +201,7 @@ impl Running {
     }
 
     /// One of the simulated hosts, to do by hand what people do.
-    pub fn host(&self, node: &NodeName) -> Option<&Arc<DevHost>> {
+    pub fn host(&self, node: &NodeName) -> Option<&Arc<KeptHost>> {
         self.hosts.get(node)
     }
 

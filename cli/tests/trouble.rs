@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use berth::args::Cli;
-use berth::dev::host::DevHost;
 use berth::error::Exit;
 use berth::fleet;
 use berth::output::{Style, system_clock};
@@ -13,7 +12,7 @@ use berth_controller::console::Console;
 use berth_controller::{rebuild, restore};
 use berth_model::{Timestamp, VmId};
 use berth_node_agent as agent;
-use berth_node_agent::driver::sim::{Delays, VmSpec};
+use berth_node_agent::driver::sim::{Delays, KeptHost, VmSpec};
 use berth_store::embedded::Embedded;
 use clap::Parser as _;
 use serde_json::Value;
@@ -55,7 +54,7 @@ impl Scene {
         for spec in fleet::standard(NODES).unwrap().hosts() {
             let node = spec.node.clone();
             let dir = scene.dir.path().join(node.as_str());
-            let host = Arc::new(DevHost::open(spec, Delays::default(), &dir).unwrap());
+            let host = Arc::new(KeptHost::open(spec, Delays::default(), &dir).unwrap());
             for (at, (_, name)) in vms.iter().enumerate().filter(|(_, (on, _))| *on == node.as_str()) {
                 let id = VmId::new(format!("8fce3318-aa0f-4de3-8664-{at:012}")).unwrap();
                 host.ensure_vm(VmSpec::new(id, name.parse().unwrap())).await.unwrap();

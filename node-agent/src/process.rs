@@ -1,12 +1,11 @@
 //! The process `berth-agent`: one agent, from its settings until a signal ends it.
 
 use crate::config::{Config, Driver, Settings, sim_host};
-use crate::driver::HostDriver;
-use crate::driver::sim::{Delays, Host, SimDriver};
+use crate::driver::sim::KeptHost;
 use crate::tls;
 use anyhow::Context as _;
 use berth_telemetry::names;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Runs the agent that this process's flags, environment and file describe, until it is told to stop.
 ///
@@ -14,7 +13,8 @@ use std::sync::{Arc, Mutex};
 /// Why it does not start, or that a part of it was lost: the process must then end, to be started again.
 pub async fn run() -> anyhow::Result<()> {
     let settings = Settings::load()?;
-    let driver = open(&settings)?;
+    let Driver::Sim { host } = &settings.driver;
+    let (spec, delays) = sim_host::read(host, &settings.agent.node)?;
     if settings.check_only {
         // Only here: an agent whose files are wrong runs on, and says so each time it dials.
         return check_certificate(&settings.agent).await;
@@ -23,7 +23,8 @@ pub async fn run() -> anyhow::Result<()> {
     for endpoint in settings.agent.controllers.iter().filter(|uri| tls::is_remote(uri) && !tls::is_encrypted(uri)) {
         tracing::warn!({ names::ENDPOINT } = %endpoint, "connections are neither encrypted nor authenticated, as configured");
     }
-    let mut agent = crate::start(settings.agent, driver).await?;
+    let driver = KeptHost::open(spec, delays, &settings.agent.data_dir)?;
+    let mut agent = crate::start(settings.agent, Arc::new(driver)).await?;
     tokio::select! {
         signal = told_to_stop() => {
             signal.context("cannot wait for signals")?;
@@ -48,15 +49,6 @@ async fn check_certificate(config: &Config) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-fn open(settings: &Settings) -> anyhow::Result<Arc<dyn HostDriver>> {
-    match &settings.driver {
-        Driver::Sim { host } => {
-            let spec = sim_host::read(host, &settings.agent.node)?;
-            Ok(Arc::new(SimDriver::new(Arc::new(Mutex::new(Host::new(spec))), Delays::default())))
-        }
-    }
 }
 
 #[cfg(unix)]

@@ -12,7 +12,7 @@ use berth_model::id::VmName;
 use berth_model::reason::ErrorClass;
 use berth_model::vm::VmSelector;
 use berth_model::{NodeName, VmId};
-use berth_node_agent::driver::sim::VmSpec;
+use berth_node_agent::driver::sim::{KeptError, VmSpec};
 use berth_proto::v1;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -138,13 +138,13 @@ async fn handle(client: Client, hosts: Hosts, placement: v1::Placement) {
     let (Some(host), Some(id)) = (hosts.get(&node), vm_id(&node, &vm)) else { return };
     let ours = placement.vm_id == id.as_str();
     let done = if over(&placement) {
-        if host.has_vm(&id) { host.ensure_no_vm(&id).await.map_err(lost) } else { Ok(()) }
+        host.ensure_no_vm(&id).await.map_err(lost)
     } else if placement.phase() == v1::Phase::Held && placement.vm_id.is_empty() {
         match host.ensure_vm(VmSpec::new(id.clone(), vm)).await {
             Ok(()) => commit(&client, &request.name, &id).await,
             Err(e) => Err(lost(e)),
         }
-    } else if matches!(placement.phase(), v1::Phase::Held | v1::Phase::Preparing) && ours && !host.has_vm(&id) {
+    } else if matches!(placement.phase(), v1::Phase::Held | v1::Phase::Preparing) && ours {
         // Its name was used before, and the agent has not seen yet that this VM went with that placement.
         host.ensure_vm(VmSpec::new(id, vm)).await.map_err(lost)
     } else {
@@ -155,8 +155,8 @@ async fn handle(client: Client, hosts: Hosts, placement: v1::Placement) {
     }
 }
 
-fn lost(error: std::io::Error) -> Error {
-    Error::Dev(format!("a simulated host cannot be written down: {error}"))
+fn lost(error: KeptError) -> Error {
+    Error::Dev(format!("a simulated host cannot be worked on: {:#}", anyhow::Error::new(error)))
 }
 
 async fn commit(client: &Client, name: &str, id: &VmId) -> Result<(), Error> {

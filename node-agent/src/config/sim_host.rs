@@ -5,6 +5,7 @@
 //! cluster = "cluster-a"
 //! cpu_cores = 64
 //! memory_gib = 512
+//! step_ms = 200                                 # how long each step takes; none by default
 //!
 //! [[gpu]]
 //! model = "A2"
@@ -17,7 +18,7 @@
 //! clustered = false                             # optional
 //! ```
 
-use crate::driver::sim::{GpuSpec, HostSpec, VmSpec};
+use crate::driver::sim::{Delays, GpuSpec, HostSpec, VmSpec};
 use berth_model::gpu::SerialNumber;
 use berth_model::id::ClusterName;
 use berth_model::inventory::{MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
@@ -29,6 +30,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Why a host description cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,8 @@ struct HostFile {
     cpu_cores: u32,
     #[serde(default = "default_memory")]
     memory_gib: u32,
+    #[serde(default)]
+    step_ms: u32,
     #[serde(default)]
     gpu: Vec<GpuEntry>,
     #[serde(default)]
@@ -96,17 +100,17 @@ fn default_memory() -> u32 {
     512
 }
 
-/// Reads the description of the host that `node` speaks for.
+/// Reads the description of the host that `node` speaks for, and how long things take on it.
 ///
 /// # Errors
 /// [`enum@Error`], naming every bad entry.
-pub fn read(path: &Path, node: &NodeName) -> Result<HostSpec, Error> {
+pub fn read(path: &Path, node: &NodeName) -> Result<(HostSpec, Delays), Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     parse(&text, node).map_err(|why| Error::Bad { path: path.to_owned(), why })
 }
 
-fn parse(text: &str, node: &NodeName) -> Result<HostSpec, String> {
-    let HostFile { system, cluster, cpu_cores, memory_gib, gpu, vm } =
+fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
+    let HostFile { system, cluster, cpu_cores, memory_gib, step_ms, gpu, vm } =
         toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     let mut problems = Vec::new();
     if gpu.len() > MAX_GPUS_PER_NODE {
@@ -162,7 +166,8 @@ fn parse(text: &str, node: &NodeName) -> Result<HostSpec, String> {
         memory_bytes: u64::from(memory_gib) << 30,
         mmio_high_cap_bytes: None,
     };
-    Ok(HostSpec { node: node.clone(), facts, gpus, vms })
+    let delays = Delays { step: Duration::from_millis(step_ms.into()), ..Delays::default() };
+    Ok((HostSpec { node: node.clone(), facts, gpus, vms }, delays))
 }
 
 fn parsed<T: FromStr>(problems: &mut Vec<String>, field: &str, text: &str) -> Option<T>
@@ -190,7 +195,8 @@ mod tests {
             .take_while(|line| *line != "//! ```")
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
-        let spec = parse(&example, &node()).unwrap();
+        let (spec, delays) = parse(&example, &node()).unwrap();
+        assert_eq!(delays.step, Duration::from_millis(200));
         assert_eq!((spec.gpus.len(), spec.vms.len(), spec.facts.cpu_milli), (1, 1, 64_000));
         assert_eq!(spec.gpus[0].survey.fingerprint.serial, Some(SerialNumber::new("1324421071234").unwrap()));
     }
@@ -207,7 +213,7 @@ mod tests {
               |
             1 | gpus = 4
               | ^^^^
-            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `gpu`, `vm`"#]],
+            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `step_ms`, `gpu`, `vm`"#]],
         );
         refuse(
             r#"

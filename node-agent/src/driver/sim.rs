@@ -5,10 +5,12 @@
 
 mod faults;
 mod host;
+mod kept;
 mod spec;
 
 pub use faults::{Faults, LookFault, Rates, StepFault};
 pub use host::{Card, Host, NotDone, NotRestored, Outcome, Saved, VmSummary};
+pub use kept::{Error as KeptError, KeptHost};
 pub use spec::{GpuSpec, HostSpec, VmSpec, default_settings};
 
 use super::{DriverError, HostDriver};
@@ -45,6 +47,18 @@ impl Delays {
     fn of(&self, step: StepKind) -> Duration {
         self.steps.get(&step).copied().unwrap_or(self.step)
     }
+
+    /// Comes to the end of what was done; what hangs ends by the deadline.
+    async fn end<T>(&self, outcome: Outcome<T>) -> Result<T, DriverError> {
+        match outcome {
+            Outcome::Ended(result) => result,
+            Outcome::Hangs => {
+                tokio::time::sleep(self.deadline).await;
+                let limit_ms = u64::try_from(self.deadline.as_millis()).unwrap_or(u64::MAX);
+                Err(DriverError::TimedOut { limit_ms })
+            }
+        }
+    }
 }
 
 /// The driver of a simulated host. Clones share the host.
@@ -69,17 +83,6 @@ impl SimDriver {
     fn with<T>(&self, work: impl FnOnce(&mut Host) -> T) -> T {
         work(&mut self.host.lock().unwrap_or_else(PoisonError::into_inner))
     }
-
-    async fn ended<T>(&self, outcome: Outcome<T>) -> Result<T, DriverError> {
-        match outcome {
-            Outcome::Ended(result) => result,
-            Outcome::Hangs => {
-                tokio::time::sleep(self.delays.deadline).await;
-                let limit_ms = u64::try_from(self.delays.deadline.as_millis()).unwrap_or(u64::MAX);
-                Err(DriverError::TimedOut { limit_ms })
-            }
-        }
-    }
 }
 
 /// A zero sleep still costs a turn of the timer; thousands of hosts in one process notice.
@@ -98,13 +101,13 @@ impl HostDriver for SimDriver {
     async fn observe(&self) -> Result<HostView, DriverError> {
         pause(self.delays.look).await;
         let outcome = self.with(Host::observe);
-        self.ended(outcome).await
+        self.delays.end(outcome).await
     }
 
     async fn act(&self, step: &Step) -> Result<(), DriverError> {
         pause(self.delays.of(step.kind())).await;
         let outcome = self.with(|host| host.act(step));
-        self.ended(outcome).await
+        self.delays.end(outcome).await
     }
 }
 
