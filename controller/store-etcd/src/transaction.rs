@@ -70,7 +70,13 @@ impl Link {
         };
         let writes: Vec<_> = transaction.writes.iter().map(write).collect();
         let (done, at) = self.transact(&Txn::new().when(compares).and_then(writes)).await?;
-        if done { Ok(at) } else { Err(self.refusal(&conditions, at).await) }
+        if !done {
+            return Err(self.refusal(&conditions, at).await);
+        }
+        // Which leadership wrote a revision is nowhere in etcd.
+        let fence = transaction.fence.as_ref().map(|fence| fence.created.0);
+        tracing::debug!(revision = at.0, fence, "committed");
+        Ok(at)
     }
 
     /// Sends a transaction once. Gives whether its compares held, and the revision it was looked at, or made.
