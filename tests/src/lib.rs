@@ -9,6 +9,7 @@ pub mod etcd;
 pub mod faults;
 pub mod http;
 pub mod hyperv;
+pub mod nemesis;
 pub mod process;
 pub mod pwsh;
 pub mod replay;

@@ -12,6 +12,7 @@ mod report;
 mod seen;
 
 pub use agree::check_journal;
+pub(crate) use agree::look;
 pub use caller::{Caller, Problem};
 pub use drive::run;
 pub use report::Report;

@@ -37,11 +37,12 @@ pub(crate) fn has(component: &str) -> bool {
     works("cargo", &[component, "--version"])
 }
 
-/// Builds the `berth` binary, with the features that the tests are built with.
-pub(crate) fn build_berth() -> anyhow::Result<()> {
-    let status = stream(cargo(&["build", "--workspace", "--bin", "berth"]), |_| ())?;
+/// Builds binaries, with the features that the tests are built with.
+pub(crate) fn build(binaries: &[&str]) -> anyhow::Result<()> {
+    let choice = binaries.iter().flat_map(|binary| ["--bin", binary]).collect::<Vec<_>>();
+    let status = stream(cargo(&[&["build", "--workspace"], choice.as_slice()].concat()), |_| ())?;
     if !status.success() {
-        bail!("berth did not build");
+        bail!("{} did not build", binaries.join(" and "));
     }
     Ok(())
 }

@@ -19,9 +19,11 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
        cargo xtask test [PART...]    run all tests, or only these parts: unit store etcd tls powershell
-                                                 faults sim e2e
+                                                 faults sim e2e nemesis
        cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
-                                                 the log of one";
+                                                 the log of one
+       cargo xtask nemesis [--experiment NAME]... [--seed S] [--for 10m] [--rounds N]    a whole Berth as processes while
+                                                 everything goes wrong; --help says more";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             Err(unknown) => usage(&unknown),
         },
         ["sim", options @ ..] => report(sim(options)),
+        ["nemesis", options @ ..] => report(nemesis(options)),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS
@@ -63,6 +66,17 @@ fn sim(options: &[&str]) -> anyhow::Result<()> {
     let run = ["run", "--quiet", "--package", "berth-tests", "--bin", "sim", "--"];
     let status = process::stream(cargo::cargo(&[&run, options].concat()), |_| ())?;
     anyhow::ensure!(status.success(), "the simulation found something; see above");
+    Ok(())
+}
+
+/// The nemesis, with these options.
+fn nemesis(options: &[&str]) -> anyhow::Result<()> {
+    cargo::build(&["berth-controller", "berth-agent", "nemesis"])?;
+    let mut run =
+        cargo::cargo(&[&["run", "--quiet", "--package", "berth-tests", "--bin", "nemesis", "--"], options].concat());
+    run.envs(test::etcd_for_tests());
+    let status = process::stream(run, |_| ())?;
+    anyhow::ensure!(status.success(), "the nemesis found something; see above");
     Ok(())
 }
 

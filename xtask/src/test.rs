@@ -30,12 +30,23 @@ pub(crate) enum Part {
     Sim,
     /// The real binaries. Needs Python 3 with pip for one test and ../shared/data/openb for another.
     EndToEnd,
+    /// A whole Berth as processes while everything goes wrong. Needs an etcd server.
+    Nemesis,
 }
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 8] =
-        [Self::Unit, Self::Store, Self::Etcd, Self::Tls, Self::PowerShell, Self::Faults, Self::Sim, Self::EndToEnd];
+    const ALL: [Self; 9] = [
+        Self::Unit,
+        Self::Store,
+        Self::Etcd,
+        Self::Tls,
+        Self::PowerShell,
+        Self::Faults,
+        Self::Sim,
+        Self::EndToEnd,
+        Self::Nemesis,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -47,6 +58,7 @@ impl Part {
             Self::Faults => "faults",
             Self::Sim => "sim",
             Self::EndToEnd => "e2e",
+            Self::Nemesis => "nemesis",
         }
     }
 
@@ -60,6 +72,7 @@ impl Part {
             }
             Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
+            Self::Nemesis => "the Rust toolchain; etcd, got with Go, pip or apt-get",
         }
     }
 
@@ -73,6 +86,7 @@ impl Part {
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e") => Self::EndToEnd,
+            ("berth-tests", "nemesis") => Self::Nemesis,
             _ => Self::Unit,
         }
     }
@@ -139,7 +153,14 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             tally += cargo::test(&["--doc"], &[])?;
             tally += tool("clippy", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         }
-        Part::Store | Part::Etcd | Part::Tls | Part::PowerShell | Part::Faults | Part::Sim | Part::EndToEnd
+        Part::Store
+        | Part::Etcd
+        | Part::Tls
+        | Part::PowerShell
+        | Part::Faults
+        | Part::Sim
+        | Part::EndToEnd
+        | Part::Nemesis
             if choice.is_empty() =>
         {
             anyhow::bail!("there is no test for this part");
@@ -148,7 +169,11 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         Part::Store | Part::PowerShell | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
-            cargo::build_berth()?;
+            cargo::build(&["berth"])?;
+            tally += cargo::test_with(&etcd_for_tests(), &choice, &["--test-threads", "1"])?;
+        }
+        Part::Nemesis => {
+            cargo::build(&["berth-controller", "berth-agent"])?;
             tally += cargo::test_with(&etcd_for_tests(), &choice, &["--test-threads", "1"])?;
         }
     }
@@ -156,7 +181,7 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
 }
 
 /// Tells tests where etcd is. Without one, each test that needs it says that it was skipped.
-fn etcd_for_tests() -> Vec<(&'static str, PathBuf)> {
+pub(crate) fn etcd_for_tests() -> Vec<(&'static str, PathBuf)> {
     match etcd::get() {
         Ok(etcd) => vec![(config::ETCD, etcd)],
         Err(error) => {

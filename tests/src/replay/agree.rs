@@ -40,7 +40,11 @@ pub async fn check_journal(caller: &Caller, path: &Path, settle: Duration) -> an
     check(caller, &journal::read(path)?, settle).await
 }
 
-async fn look(caller: &Caller) -> Result<Vec<String>, Problem> {
+/// One look at what the API shows: everything in it that does not fit together, or is under way.
+///
+/// # Errors
+/// When nobody answers.
+pub(crate) async fn look(caller: &Caller) -> Result<Vec<String>, Problem> {
     let placements = caller.live_placements().await?;
     let gpus = caller.gpus().await?;
     let vms = caller.vms().await?;

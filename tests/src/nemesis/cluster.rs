@@ -1,0 +1,526 @@
+//! A whole Berth as processes of this machine: etcd members, controllers, agents with simulated hosts, and a proxy on every
+//! way between them.
+//!
+//! Owns every process that is started, and stands for the supervisor that starts again what ended. Must never look inside
+//! one: what it knows of a controller is what others see of it.
+
+use super::client::channel;
+use super::load::{Hosts, existing_vm};
+use super::proxy::Proxy;
+use crate::etcd::{self, Etcd};
+use crate::process::{Paused, Process, binary, free_port, other, wait_until};
+use anyhow::{Context as _, bail, ensure};
+use berth_node_agent::config::sim_host;
+use berth_node_agent::driver::sim::KeptHost;
+use berth_proto::v1::operations_client::OperationsClient;
+use berth_proto::v1::{StatusRequest, StatusResponse};
+use berth_store::{Revision, Store as _, key, record};
+use berth_store_etcd::Options as StoreOptions;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+/// Members of etcd: the fewest that outlive the loss of one.
+pub const MEMBERS: usize = 3;
+/// Controllers.
+pub const CONTROLLERS: usize = 3;
+/// GPUs of each host.
+const GPUS: usize = 4;
+/// The lease that is meant for production.
+pub const LEASE: Duration = Duration::from_secs(3);
+/// How long one step on a host takes: long enough to be hit in the midst of it.
+const STEP_MS: u32 = 30;
+/// How long a start may take: debug builds on a machine that does other work, too.
+const START: Duration = Duration::from_secs(120);
+/// How long one question may take.
+const ASK: Duration = Duration::from_secs(2);
+/// What controllers log: each transaction, too, so that every revision can be told by whom it was written.
+const LOG: &str = "info,berth_store_etcd::transaction=debug";
+
+/// One controller.
+#[derive(Debug)]
+pub struct Controller {
+    listen: SocketAddr,
+    /// Where agents and other controllers reach it.
+    pub front: Proxy,
+    /// Where callers reach it.
+    pub callers: Proxy,
+    /// How it reaches each member of etcd.
+    pub store: Vec<Proxy>,
+    process: Option<Process>,
+    paused: Option<Paused>,
+}
+
+/// One agent and its host.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its node.
+    pub node: String,
+    description: PathBuf,
+    data_dir: PathBuf,
+    process: Option<Process>,
+    paused: Option<Paused>,
+}
+
+/// A process that ended without being asked to by a test.
+#[derive(Debug)]
+pub struct Ended {
+    /// Which.
+    pub who: String,
+    /// How.
+    pub status: ExitStatus,
+}
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leading {
+    /// The number of the controller.
+    pub controller: usize,
+    /// Its term.
+    pub term: u64,
+    /// The revision that created the leader key.
+    pub created: Revision,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The members of etcd.
+    pub etcd: Etcd,
+    /// The controllers.
+    pub controllers: Vec<Controller>,
+    /// The agents.
+    pub agents: Vec<Agent>,
+    /// The hosts of the agents.
+    pub hosts: Hosts,
+    /// A way to etcd that nobody stands in.
+    pub store: berth_store_etcd::Etcd,
+    runtime: Handle,
+    members_down: Vec<bool>,
+    members_paused: Vec<Option<Paused>>,
+    programs: Programs,
+    dir: TempDir,
+}
+
+#[derive(Debug)]
+struct Programs {
+    controller: PathBuf,
+    agent: PathBuf,
+}
+
+fn loopback() -> anyhow::Result<SocketAddr> {
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)))
+}
+
+impl Cluster {
+    /// Starts everything and waits until every agent is connected. `None` when there is no etcd here; that was said then.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start(test: &str, agents: usize, runtime: &Handle) -> anyhow::Result<Option<Self>> {
+        let programs = Programs { controller: binary("berth-controller")?, agent: binary("berth-agent")? };
+        let Some(etcd) = Etcd::start(test, MEMBERS, &etcd::Options::default())? else { return Ok(None) };
+        let dir = tempfile::Builder::new().prefix("berth-nemesis-").tempdir().context("no temporary directory")?;
+        let options = StoreOptions { endpoints: etcd.endpoints(), ..StoreOptions::default() };
+        let store = runtime.block_on(berth_store_etcd::Etcd::connect(options)).context("etcd does not answer")?;
+        let members: Vec<SocketAddr> = etcd
+            .endpoints()
+            .iter()
+            .map(|endpoint| endpoint.trim_start_matches("http://").parse().context("an endpoint without an address"))
+            .collect::<anyhow::Result<_>>()?;
+        let mut controllers = Vec::new();
+        for _ in 0..CONTROLLERS {
+            let listen = loopback()?;
+            let store = members.iter().map(|member| Proxy::start(runtime, *member)).collect::<anyhow::Result<_>>()?;
+            let (front, callers) = (Proxy::start(runtime, listen)?, Proxy::start(runtime, listen)?);
+            controllers.push(Controller { listen, front, callers, store, process: None, paused: None });
+        }
+        let mut hosts = BTreeMap::new();
+        let mut described = Vec::new();
+        for number in 0..agents {
+            let (agent, host) = describe(dir.path(), number)?;
+            hosts.insert(agent.node.clone(), host);
+            described.push(agent);
+        }
+        let (members_down, members_paused) = (vec![false; MEMBERS], (0..MEMBERS).map(|_| None).collect());
+        let mut cluster = Self {
+            etcd,
+            controllers,
+            agents: described,
+            hosts: Arc::new(hosts),
+            store,
+            runtime: runtime.clone(),
+            members_down,
+            members_paused,
+            programs,
+            dir,
+        };
+        for number in 0..CONTROLLERS {
+            cluster.start_controller(number)?;
+        }
+        for number in 0..agents {
+            cluster.start_agent(number)?;
+        }
+        cluster.wait_ready(START)?;
+        Ok(Some(cluster))
+    }
+
+    /// The directory with the log of every process.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    /// Keeps the directory beyond this process, for people to look at.
+    pub fn keep(&mut self) -> &Path {
+        self.dir.disable_cleanup(true);
+        self.dir.path()
+    }
+
+    fn log(&self, who: &str) -> anyhow::Result<PathBuf> {
+        let logs = self.logs();
+        std::fs::create_dir_all(&logs).context("cannot make a directory for logs")?;
+        Ok(logs.join(format!("{who}.log")))
+    }
+
+    /// Starts a controller that does not run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_controller(&mut self, number: usize) -> anyhow::Result<()> {
+        let log = self.log(&format!("controller-{number}"))?;
+        let program = self.programs.controller.clone();
+        let controller = self.controller_mut(number)?;
+        let store: Vec<_> = controller.store.iter().map(Proxy::endpoint).collect();
+        let mut command = other(program);
+        command.args(["--listen", &controller.listen.to_string(), "--etcd", &store.join(",")]);
+        command.args(["--log-format", "json", "--log-filter", LOG]);
+        for setting in [
+            format!("advertise={}", controller.front.endpoint()),
+            format!("etcd.lease_ttl={}s", LEASE.as_secs()),
+            "agents.heartbeat=1s".to_owned(),
+            "agents.observe=1s".to_owned(),
+            "check_interval=2s".to_owned(),
+        ] {
+            command.args(["--set", &setting]);
+        }
+        controller.process = Some(Process::start_logged(command, &log)?);
+        Ok(())
+    }
+
+    /// Starts an agent that does not run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        let fronts: Vec<_> = self.controllers.iter().map(|controller| controller.front.endpoint()).collect();
+        let program = self.programs.agent.clone();
+        let agent = self.agents.get(number).with_context(|| format!("there is no agent {number}"))?;
+        let log = self.log(&format!("agent-{number:02}"))?;
+        let agent_name = agent.node.clone();
+        let mut command = other(program);
+        command.args(["--node", &agent_name, "--driver", "sim", "--log-format", "json"]);
+        command.arg("--sim-host").arg(&agent.description).arg("--data-dir").arg(&agent.data_dir);
+        for front in fronts {
+            command.args(["--controller", &front]);
+        }
+        let process = Process::start_logged(command, &log)?;
+        self.agent_mut(number)?.process = Some(process);
+        Ok(())
+    }
+
+    fn controller_mut(&mut self, number: usize) -> anyhow::Result<&mut Controller> {
+        self.controllers.get_mut(number).with_context(|| format!("there is no controller {number}"))
+    }
+
+    fn agent_mut(&mut self, number: usize) -> anyhow::Result<&mut Agent> {
+        self.agents.get_mut(number).with_context(|| format!("there is no agent {number}"))
+    }
+
+    /// Ends a controller as a crash would.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_controller(&mut self, number: usize) -> anyhow::Result<()> {
+        let controller = self.controller_mut(number)?;
+        kill(controller.process.take(), controller.paused.take())
+    }
+
+    /// Stops a controller in its tracks, until [`Cluster::wake_controller`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause_controller(&mut self, number: usize) -> anyhow::Result<()> {
+        let controller = self.controller_mut(number)?;
+        controller.paused = Some(running(&controller.process)?.pause()?);
+        Ok(())
+    }
+
+    /// A controller that was paused goes on.
+    pub fn wake_controller(&mut self, number: usize) {
+        if let Some(controller) = self.controllers.get_mut(number) {
+            controller.paused = None;
+        }
+    }
+
+    /// Asks a controller to end (SIGTERM), waits until it has, and gives how long that took.
+    ///
+    /// # Errors
+    /// When it does not end in time, or not well.
+    pub fn stop_controller(&mut self, number: usize) -> anyhow::Result<Duration> {
+        let mut process = self.controller_mut(number)?.process.take().context("it does not run")?;
+        stop(&mut process, &format!("controller {number}"))
+    }
+
+    /// Whether a controller runs and is not paused.
+    #[must_use]
+    pub fn controller_runs(&self, number: usize) -> bool {
+        self.controllers.get(number).is_some_and(|it| it.process.is_some() && it.paused.is_none())
+    }
+
+    /// Waits for a controller to end by itself.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub fn controller_ends(&mut self, number: usize, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let process = &mut self.controller_mut(number)?.process;
+        let status = process.as_mut().context("it does not run")?.ended_within(limit)?;
+        let status = status.with_context(|| format!("controller {number} goes on after {} s", limit.as_secs()))?;
+        *process = None;
+        Ok(status)
+    }
+
+    /// Ends an agent as a crash would.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        let agent = self.agent_mut(number)?;
+        kill(agent.process.take(), agent.paused.take())
+    }
+
+    /// Stops an agent in its tracks, until [`Cluster::wake_agent`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        let agent = self.agent_mut(number)?;
+        agent.paused = Some(running(&agent.process)?.pause()?);
+        Ok(())
+    }
+
+    /// An agent that was paused goes on.
+    pub fn wake_agent(&mut self, number: usize) {
+        if let Some(agent) = self.agents.get_mut(number) {
+            agent.paused = None;
+        }
+    }
+
+    /// Asks an agent to end (SIGTERM), and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end in time, or not well.
+    pub fn stop_agent(&mut self, number: usize) -> anyhow::Result<Duration> {
+        let mut process = self.agent_mut(number)?.process.take().context("it does not run")?;
+        stop(&mut process, &format!("agent {number}"))
+    }
+
+    /// Whether an agent runs and is not paused.
+    #[must_use]
+    pub fn agent_runs(&self, number: usize) -> bool {
+        self.agents.get(number).is_some_and(|it| it.process.is_some() && it.paused.is_none())
+    }
+
+    /// Ends a member of etcd as a crash would.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_member(&mut self, number: usize) -> anyhow::Result<()> {
+        self.etcd.kill(number)?;
+        self.members_down[number] = true;
+        Ok(())
+    }
+
+    /// Stops a member of etcd in its tracks, until [`Cluster::mend_member`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause_member(&mut self, number: usize) -> anyhow::Result<()> {
+        self.members_paused[number] = Some(self.etcd.pause(number)?);
+        Ok(())
+    }
+
+    /// A member of etcd runs again.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn mend_member(&mut self, number: usize) -> anyhow::Result<()> {
+        self.members_paused[number] = None;
+        if std::mem::take(&mut self.members_down[number]) {
+            self.etcd.restart(number)?;
+        }
+        Ok(())
+    }
+
+    /// Starts again every process that ended by itself, as a supervisor does, and says which did.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn tend(&mut self) -> anyhow::Result<Vec<Ended>> {
+        let mut ended = Vec::new();
+        for number in 0..self.controllers.len() {
+            if let Some(status) = has_ended(&mut self.controllers[number].process)? {
+                ended.push(Ended { who: format!("controller {number}"), status });
+                self.start_controller(number)?;
+            }
+        }
+        for number in 0..self.agents.len() {
+            if let Some(status) = has_ended(&mut self.agents[number].process)? {
+                ended.push(Ended { who: format!("agent {number}"), status });
+                self.start_agent(number)?;
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Who leads according to etcd; `None` while nobody does.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or names nobody of these.
+    pub fn leading(&self) -> anyhow::Result<Option<Leading>> {
+        let item = self.runtime.block_on(self.store.get(key::LEADER)).context("etcd does not say who leads")?;
+        let Some(item) = item else { return Ok(None) };
+        let record::Leader { term, candidate } = record::read_leader(&item.value)?;
+        let controller = self.number_of(&candidate).with_context(|| format!("nobody is {candidate}"))?;
+        Ok(Some(Leading { controller, term, created: item.created }))
+    }
+
+    /// Which controller a candidate is.
+    #[must_use]
+    pub fn number_of(&self, candidate: &str) -> Option<usize> {
+        let endpoint = candidate.split(' ').next()?;
+        self.controllers.iter().position(|controller| controller.front.endpoint() == endpoint)
+    }
+
+    /// Waits until somebody leads with a term above this one.
+    ///
+    /// # Errors
+    /// When nobody does in time.
+    pub fn wait_leader(&mut self, above: u64, limit: Duration) -> anyhow::Result<Leading> {
+        let mut last = None;
+        let led = wait_until(limit, || {
+            self.tend()?;
+            // etcd may be electing a leader of its own.
+            last = self.leading().ok().flatten();
+            Ok(last.as_ref().is_some_and(|leading| leading.term > above))
+        })?;
+        match last {
+            Some(leading) if led => Ok(leading),
+            last => bail!("nobody leads above term {above} after {} s; last seen: {last:?}", limit.as_secs()),
+        }
+    }
+
+    /// Where a controller is reached past all proxies.
+    #[must_use]
+    pub fn direct(&self, number: usize) -> String {
+        self.controllers.get(number).map(|it| format!("http://{}", it.listen)).unwrap_or_default()
+    }
+
+    /// How a controller says it is.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn status(&self, number: usize) -> anyhow::Result<StatusResponse> {
+        let endpoint = self.direct(number);
+        self.runtime.block_on(async {
+            let mut api = OperationsClient::new(channel(&endpoint)?);
+            let answer =
+                tokio::time::timeout(ASK, api.status(StatusRequest {})).await.context("no answer in time")??;
+            Ok(answer.into_inner())
+        })
+    }
+
+    /// Waits until every controller shows every node as ready; gives how long that took.
+    ///
+    /// # Errors
+    /// When it takes longer than `limit`; with how each of them is.
+    pub fn wait_ready(&mut self, limit: Duration) -> anyhow::Result<Duration> {
+        let begun = std::time::Instant::now();
+        let nodes = u32::try_from(self.agents.len())?;
+        let mut last = String::new();
+        let ready = wait_until(limit, || {
+            self.tend()?;
+            last.clear();
+            let mut all = true;
+            for number in 0..CONTROLLERS {
+                match self.status(number) {
+                    Ok(status) => {
+                        all &= status.nodes_ready == nodes && (status.leader || status.leader_revision > 0);
+                        let StatusResponse { leader, term, revision, nodes_ready, .. } = status;
+                        let who = if leader { "leads" } else { "follows" };
+                        writeln!(last, "controller {number} {who} in term {term} at {revision}, {nodes_ready} ready")?;
+                    }
+                    Err(error) => {
+                        all = false;
+                        writeln!(last, "controller {number}: {error:#}")?;
+                    }
+                }
+            }
+            Ok(all)
+        })?;
+        ensure!(ready, "not every controller shows {nodes} ready nodes after {} s:\n{last}", limit.as_secs());
+        Ok(begun.elapsed())
+    }
+}
+
+/// Writes the description of a host, and opens the host.
+fn describe(dir: &Path, number: usize) -> anyhow::Result<(Agent, KeptHost)> {
+    let node = format!("host-{number:02}");
+    let data_dir = dir.join("nodes").join(&node);
+    let description = dir.join("nodes").join(format!("{node}.toml"));
+    let mut text = format!("step_ms = {STEP_MS}\n");
+    for gpu in 0..GPUS {
+        writeln!(text, "[[gpu]]\nmodel = \"A16\"\naddress = \"PCIROOT(20)#PCI(0{gpu}00)#PCI(0000)\"")?;
+    }
+    let id = format!("00000000-0000-4000-a000-{number:012}");
+    writeln!(text, "[[vm]]\nid = \"{id}\"\nname = \"{}\"", existing_vm(number))?;
+    std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+    std::fs::write(&description, text).with_context(|| format!("cannot write {}", description.display()))?;
+    let (spec, delays) = sim_host::read(&description, &node.parse()?)?;
+    let host = KeptHost::open(spec, delays, &data_dir)?;
+    Ok((Agent { node, description, data_dir, process: None, paused: None }, host))
+}
+
+fn running(process: &Option<Process>) -> anyhow::Result<&Process> {
+    process.as_ref().context("it does not run")
+}
+
+/// Kills, then wakes: in the other order a paused process would get a moment to act.
+fn kill(process: Option<Process>, paused: Option<Paused>) -> anyhow::Result<()> {
+    process.context("it does not run")?.kill()?;
+    drop(paused);
+    Ok(())
+}
+
+fn stop(process: &mut Process, who: &str) -> anyhow::Result<Duration> {
+    let begun = std::time::Instant::now();
+    process.terminate()?;
+    let status = process.ended_within(START)?.with_context(|| format!("{who} does not end when it is asked to"))?;
+    ensure!(status.success(), "{who} was asked to end and ended with {status}; it said:\n{}", process.log());
+    Ok(begun.elapsed())
+}
+
+fn has_ended(process: &mut Option<Process>) -> anyhow::Result<Option<ExitStatus>> {
+    let Some(running) = process else { return Ok(None) };
+    let status = running.ended_within(Duration::ZERO)?;
+    if status.is_some() {
+        *process = None;
+    }
+    Ok(status)
+}
