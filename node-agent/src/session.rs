@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Uri;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Level};
 use v1::agent_message::Message as Say;
 use v1::controller_message::Message as Hear;
 
@@ -34,6 +34,10 @@ const MAX_REDIRECTS: u32 = 3;
 /// nothing for longer is as good as gone.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long an agent may be without a session before somebody should know: a change of leaders is over within seconds, and
+/// from about then on its node counts as lost.
+const ALONE: Duration = Duration::from_secs(30);
+
 /// The agent's half of the protocol.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -43,8 +47,10 @@ pub(crate) struct Session {
     host: watch::Receiver<Option<Host>>,
     /// Sessions agreed so far.
     agreed: u64,
-    /// What the last attempt ended with, so that the same sentence is logged loudly only once.
-    last_end: Option<String>,
+    /// When the last session ended, or the agent began.
+    alone_since: Instant,
+    /// What the last attempt ended with and how loudly that was said, so that it is said only once.
+    last_end: Option<(Level, String)>,
 }
 
 /// How an attempt ended.
@@ -70,7 +76,7 @@ impl Session {
         orders: watch::Sender<Orders>,
         host: watch::Receiver<Option<Host>>,
     ) -> Self {
-        Self { config, ledger, orders, host, agreed: 0, last_end: None }
+        Self { config, ledger, orders, host, agreed: 0, alone_since: Instant::now(), last_end: None }
     }
 
     /// Keeps a session until `stop`.
@@ -116,9 +122,10 @@ impl Session {
         }
     }
 
-    /// Logs an end; the same one again only in detail logs.
+    /// Logs an end; the same one again only in detail logs. Controllers come and go: that is news for a person only when
+    /// none is found for long, or one refuses this agent.
     fn log_end(&mut self, endpoint: &Uri, end: &End) {
-        let sentence = match end {
+        let (level, sentence) = match end {
             End::Over => return,
             End::Redirected(leader) => {
                 tracing::debug!({ names::ENDPOINT } = %endpoint, %leader, "another controller leads");
@@ -128,14 +135,19 @@ impl Session {
                 tracing::info!({ names::ENDPOINT } = %endpoint, "the host was restarted or changed; the session begins anew");
                 return;
             }
-            End::Lost(why) | End::Refused(why) => why,
+            End::Refused(why) => (Level::WARN, why),
+            End::Lost(why) if self.alone_since.elapsed() >= ALONE => (Level::WARN, why),
+            End::Lost(why) => (Level::INFO, why),
         };
-        if self.last_end.as_ref() == Some(sentence) {
+        let said = Some((level, sentence.clone()));
+        if self.last_end == said {
             tracing::debug!({ names::ENDPOINT } = %endpoint, { names::ERROR } = %sentence, "{}", names::EVENT_DISCONNECTED);
-        } else {
+        } else if level == Level::WARN {
             tracing::warn!({ names::ENDPOINT } = %endpoint, { names::ERROR } = %sentence, "{}", names::EVENT_DISCONNECTED);
-            self.last_end = Some(sentence.clone());
+        } else {
+            tracing::info!({ names::ENDPOINT } = %endpoint, { names::ERROR } = %sentence, "{}", names::EVENT_DISCONNECTED);
         }
+        self.last_end = said;
     }
 
     /// One try with one controller, and the session if there is one.
@@ -159,7 +171,9 @@ impl Session {
         }
         self.last_end = None;
         self.agreed += 1;
-        self.talk(connection, &greeting).await
+        let end = self.talk(connection, &greeting).await;
+        self.alone_since = Instant::now();
+        end
     }
 
     /// Tells and listens until the session ends.

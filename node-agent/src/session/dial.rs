@@ -141,7 +141,13 @@ pub(super) fn redirected(redirect: &v1::Redirect) -> End {
 
 /// What the end of a stream with an error means.
 pub(super) fn ended_by(status: &Answer) -> End {
-    let text = if status.message().is_empty() { status.code().description() } else { status.message() };
+    // Of a broken connection the innermost error says what happened; the status only says that it broke.
+    let cause = std::iter::successors(std::error::Error::source(status), |error| error.source()).last();
+    let text = match cause {
+        Some(cause) => cause.to_string(),
+        None if status.message().is_empty() => status.code().description().to_owned(),
+        None => status.message().to_owned(),
+    };
     // The controller speaks so about this agent; everything else is about the connection or the controller.
     let refused = matches!(
         status.code(),
@@ -152,5 +158,5 @@ pub(super) fn ended_by(status: &Answer) -> End {
             | Code::Unauthenticated
             | Code::Unimplemented
     );
-    if refused { End::Refused(text.to_owned()) } else { End::Lost(text.to_owned()) }
+    if refused { End::Refused(text) } else { End::Lost(text) }
 }
