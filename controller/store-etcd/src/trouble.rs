@@ -62,7 +62,12 @@ impl Trouble {
             Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition => {
                 Self::Refused(text.to_owned())
             }
-            _ => Self::Unsure(if text.is_empty() { status.to_string() } else { text.to_owned() }),
+            // Of a broken connection the innermost error says what happened; the status only says that it broke.
+            _ => Self::Unsure(match status.source() {
+                Some(error) => innermost(error),
+                None if text.is_empty() => status.to_string(),
+                None => text.to_owned(),
+            }),
         }
     }
 
@@ -126,7 +131,7 @@ fn never_connected(status: &Status) -> Option<String> {
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<ConnectError>() {
-            return Some(deepest(error));
+            return Some(format!("cannot connect: {}", innermost(error)));
         }
         source = error.source();
     }
@@ -134,12 +139,11 @@ fn never_connected(status: &Status) -> Option<String> {
 }
 
 /// The innermost error says what happened: "Connection refused", not "tcp connect error".
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
+fn innermost(mut error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = error.source() {
         error = source;
     }
-    format!("cannot connect: {error}")
+    error.to_string()
 }
 
 #[cfg(test)]
