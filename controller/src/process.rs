@@ -3,13 +3,19 @@
 
 use crate::config::{Config, Settings, StoreKind, Task};
 use crate::console::Console;
+use crate::leader::Ended;
 use crate::{app, leader, rebuild, restore};
 use anyhow::Context as _;
 use berth_store::Store;
-#[cfg(unix)]
 use berth_telemetry::names;
 use std::io::{BufReader, stdin, stdout};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Pause after the first attempt that etcd did not answer; doubles with each.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: an etcd that is back is found soon enough.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs the controller that this process's flags, environment and file describe, until it is told to stop.
 ///
@@ -48,17 +54,43 @@ async fn lasting_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     Ok(app::open_store(config).await?)
 }
 
+/// Starts a controller, however long etcd stays away: one that ended instead would have to be started again, and
+/// supervisors give up on, or wait minutes for, what ends at once again and again.
+async fn start(config: Config) -> Result<app::Running, app::StartError> {
+    let mut pause = PAUSE;
+    loop {
+        match app::start(config.clone()).await {
+            Err(app::StartError::Etcd(error)) if error.retry_helps() => {
+                tracing::warn!({ names::ERROR } = %error, pause_ms = pause.as_millis(), "waiting for etcd");
+                tokio::time::sleep(pause).await;
+                pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 async fn control(config: Config) -> anyhow::Result<()> {
     // Each agent takes a connection; the usual limit of 1,024 files would end at a thousand nodes.
     #[cfg(unix)]
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         tracing::warn!({ names::ERROR } = %error, "the limit on open files stays as it is");
     }
-    let mut running = app::start(config).await?;
+    // Listened for from here on without a gap.
+    let mut told_to_stop = std::pin::pin!(told_to_stop());
+    let mut running = tokio::select! {
+        signal = &mut told_to_stop => return signal.context("cannot wait for signals"),
+        running = start(config) => running?,
+    };
     let outcome = tokio::select! {
-        signal = told_to_stop() => signal.context("cannot wait for signals"),
+        signal = &mut told_to_stop => signal.context("cannot wait for signals"),
         error = running.failed() => {
-            tracing::error!("this controller cannot go on: {error:#}");
+            if matches!(error.downcast_ref(), Some(Ended::LostLeadership)) {
+                // Another one leads or will; there is nothing for a person to do.
+                tracing::warn!("{}; this one ends, to begin anew as a follower", Ended::LostLeadership);
+            } else {
+                tracing::error!("this controller cannot go on: {error:#}");
+            }
             Err(error)
         }
     };

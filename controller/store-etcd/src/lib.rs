@@ -51,7 +51,8 @@ impl Etcd {
             Ok(_) => Ok(Self { link: Arc::new(link), lease_ttl: options.lease_ttl, held: Mutex::default() }),
             Err(error) => {
                 let endpoints = options.endpoints.join(", ");
-                Err(ConnectError::Unreachable { endpoints, why: error.text() })
+                let silent = error.ask_again();
+                Err(ConnectError::Unreachable { endpoints, why: error.text(), silent })
             }
         }
     }

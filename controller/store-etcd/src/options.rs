@@ -88,10 +88,17 @@ pub enum ConnectError {
         endpoints: String,
         /// Why.
         why: String,
+        /// Whether nobody answered, so that a later attempt may do better without anyone changing anything here.
+        silent: bool,
     },
 }
 
 impl ConnectError {
+    /// Whether a later attempt may do better without anyone changing anything here.
+    pub fn retry_helps(&self) -> bool {
+        matches!(self, Self::Unreachable { silent: true, .. })
+    }
+
     fn setting(setting: &'static str, why: impl Into<String>) -> Self {
         Self::Setting { setting, why: why.into() }
     }

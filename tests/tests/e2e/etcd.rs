@@ -2,7 +2,7 @@
 
 use super::READY;
 use berth_tests::etcd::Etcd;
-use berth_tests::process::Dev;
+use berth_tests::process::{Dev, Process, binary, other};
 use std::time::Duration;
 
 /// `berth/v1/leader` as etcd's JSON writes keys.
@@ -56,4 +56,32 @@ fn an_etcd_that_is_not_there_is_named() {
     let endpoint = format!("localhost:{port}");
     let error = Dev::start(&["--nodes", "1", "--etcd", &endpoint]).unwrap_err().to_string();
     assert!(error.contains(&format!("etcd at {endpoint} cannot be used")), "{error}");
+}
+
+/// Supervisors give up on what ends at once again and again.
+#[test]
+fn a_controller_waits_for_an_etcd_that_does_not_answer_yet() {
+    let Some(etcd) = Etcd::one("a_controller_waits_for_an_etcd_that_does_not_answer_yet").unwrap() else { return };
+    let start = |endpoint: &str| {
+        let mut controller = other(binary("berth-controller").unwrap());
+        controller.args(["--listen", "127.0.0.1:0", "--etcd", endpoint]);
+        Process::start(controller).unwrap()
+    };
+    let said = |process: &mut Process, what: &str| {
+        process.wait_for_line(READY, |line| line.contains(what).then_some(())).unwrap();
+    };
+    let asleep = etcd.pause(0).unwrap();
+    let mut controller = start(&etcd.endpoints().join(","));
+    said(&mut controller, "waiting for etcd");
+    drop(asleep);
+    said(&mut controller, "serving");
+
+    let nobody = format!("http://127.0.0.1:{}", berth_tests::process::free_port().unwrap());
+    let mut waiting = start(&nobody);
+    said(&mut waiting, "waiting for etcd");
+    for mut told_to_end in [controller, waiting] {
+        told_to_end.terminate().unwrap();
+        let status = told_to_end.ended_within(READY).unwrap().expect("it ends when it is asked to");
+        assert!(status.success(), "{status}; it said:\n{}", told_to_end.log());
+    }
 }
