@@ -10,6 +10,7 @@
 pub mod actions;
 pub mod client;
 pub mod cluster;
+pub mod connections;
 pub mod experiments;
 pub mod history;
 pub mod hosts;
@@ -18,6 +19,8 @@ pub mod judge;
 pub mod load;
 pub mod logs;
 pub mod proxy;
+#[cfg(test)]
+mod testing;
 
 use crate::process::wait_until;
 use crate::replay::{Caller, look};
@@ -100,9 +103,11 @@ pub fn run(options: Options) -> anyhow::Result<Option<Report>> {
     println!("{experiment}: seed {seed}, {agents} agents, {callers} callers");
     let begun = Instant::now();
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no runtime")?;
-    let Some(cluster) = Cluster::start(experiment.name(), agents, runtime.handle())? else { return Ok(None) };
+    let Some(cluster) = Cluster::start(experiment.name(), agents, experiment.ways(), runtime.handle())? else {
+        return Ok(None);
+    };
     let journal = Arc::new(Journal::default());
-    let endpoints: Vec<_> = cluster.controllers.iter().map(|controller| controller.callers.endpoint()).collect();
+    let endpoints: Vec<_> = (0..CONTROLLERS).map(|number| cluster.callers(number)).collect();
     let load = Load::start(
         runtime.handle(),
         &endpoints,
@@ -174,7 +179,7 @@ impl Run {
         }
         self.calm_down()?;
         let told = self.journal.told();
-        let verdict = judge::judge(&self.cluster, &told, self.runtime.handle())?;
+        let verdict = judge::judge(self.options.experiment, &self.cluster, &told, self.runtime.handle())?;
         self.sum_up(&told, &verdict);
         let mut wrong = verdict.wrong;
         wrong.extend(experiments::check(self.options.experiment, &told, &verdict.history));
@@ -248,6 +253,11 @@ impl Run {
             told.calls,
             told.refused.len()
         ));
+        let mut phases: BTreeMap<&str, u64> = BTreeMap::new();
+        for placement in history.placements.values() {
+            *phases.entry(placement.phase.name()).or_default() += 1;
+        }
+        self.figure(format!("{} placements at the end: {phases:?}", history.placements.len()));
         let mut refused: BTreeMap<String, u64> = BTreeMap::new();
         for refusal in &told.refused {
             *refused.entry(format!("{:?} {}", refusal.method, refusal.reason)).or_default() += 1;

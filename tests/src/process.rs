@@ -276,9 +276,21 @@ impl Process {
     /// Stops it in its tracks; it goes on when what this gives is dropped.
     ///
     /// # Errors
-    /// When it does not stop.
+    /// When it does not stop, or has ended.
     pub fn pause(&self) -> anyhow::Result<Paused> {
-        Paused::new(self.id())
+        let id = self.id();
+        signal("-STOP", id)?;
+        let paused = Paused(id);
+        let mut state = String::new();
+        let settled = wait_until(START, || {
+            let mut ps = other("ps");
+            ps.args(["-o", "state=", "-p", &id.to_string()]);
+            state = run_within(START, ps)?.stdout.trim().to_owned();
+            // Stopped; or ended, and not asked for yet.
+            Ok(state.is_empty() || state.starts_with(['T', 'Z']))
+        })?;
+        ensure!(settled && state.starts_with('T'), "{} does not stop; it is in state {state:?}", self.line);
+        Ok(paused)
     }
 
     /// After its end: waits for the last of its output.
@@ -301,24 +313,6 @@ impl Drop for Process {
 /// A process that is stopped in its tracks (SIGSTOP) until this is dropped (SIGCONT).
 #[derive(Debug)]
 pub struct Paused(u32);
-
-impl Paused {
-    /// Stops a process.
-    ///
-    /// # Errors
-    /// When it cannot be stopped, or does not stop.
-    pub fn new(id: u32) -> anyhow::Result<Self> {
-        signal("-STOP", id)?;
-        let paused = Self(id);
-        let stopped = || -> anyhow::Result<bool> {
-            let mut ps = other("ps");
-            ps.args(["-o", "state=", "-p", &id.to_string()]);
-            Ok(run_within(START, ps)?.stdout.trim_start().starts_with('T'))
-        };
-        ensure!(wait_until(START, stopped)?, "process {id} does not stop");
-        Ok(paused)
-    }
-}
 
 impl Drop for Paused {
     fn drop(&mut self) {

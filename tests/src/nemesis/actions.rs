@@ -3,16 +3,16 @@
 //! Owns the choice and the end of every trouble. Must never take the majority of etcd away for good, and never leave a
 //! trouble behind when it is told that all is to be well.
 
-use super::cluster::{CONTROLLERS, Cluster, MEMBERS};
-use super::proxy::{Mode, Proxy};
+use super::cluster::{AGENTS, CONTROLLERS, Cluster, MEMBERS, PEERS};
+use super::proxy::{Lane, Mode, Proxy};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Longest trouble: more than twice a lease.
-const LONGEST_MS: u64 = 8_000;
+/// Longest trouble: more than twice a lease. Short ones are drawn more often.
+const LONGEST_MS: u64 = 7_000;
 /// Shortest trouble.
 const SHORTEST_MS: u64 = 200;
 
@@ -22,8 +22,12 @@ enum Part {
     Controller(usize),
     Agent(usize),
     Member(usize),
-    /// The way of agents and other controllers to a controller.
-    Front(usize),
+    /// All members of etcd but this one: without them there is no etcd.
+    AllMembersBut(usize),
+    /// The way of agents to a controller.
+    Agents(usize),
+    /// The way of other controllers to a controller.
+    Peers(usize),
     /// The way of callers to a controller.
     Callers(usize),
     /// The way of a controller to a member of etcd.
@@ -38,7 +42,9 @@ impl fmt::Display for Part {
             Self::Controller(n) => write!(f, "controller {n}"),
             Self::Agent(n) => write!(f, "agent {n}"),
             Self::Member(n) => write!(f, "etcd member {n}"),
-            Self::Front(n) => write!(f, "agents and controllers → controller {n}"),
+            Self::AllMembersBut(n) => write!(f, "all etcd members but {n}"),
+            Self::Agents(n) => write!(f, "agents → controller {n}"),
+            Self::Peers(n) => write!(f, "controllers → controller {n}"),
             Self::Callers(n) => write!(f, "callers → controller {n}"),
             Self::Store(n, m) => write!(f, "controller {n} → etcd member {m}"),
             Self::Stores(n) => write!(f, "controller {n} → etcd"),
@@ -52,22 +58,38 @@ impl Part {
             Self::Controller(_) => "controller",
             Self::Agent(_) => "agent",
             Self::Member(_) => "etcd member",
-            Self::Front(_) => "agents and controllers → controller",
+            Self::AllMembersBut(_) => "majority of etcd",
+            Self::Agents(_) => "agents → controller",
+            Self::Peers(_) => "controllers → controller",
             Self::Callers(_) => "callers → controller",
             Self::Store(..) => "controller → one etcd member",
             Self::Stores(_) => "controller → all etcd members",
         }
     }
 
-    fn ways(self, cluster: &Cluster) -> Vec<&Proxy> {
+    fn ways(self, cluster: &Cluster) -> Vec<&Lane> {
         let controller = |n: usize| cluster.controllers.get(n);
+        let (proxies, lane): (Vec<&Proxy>, _) = match self {
+            Self::Controller(_) | Self::Agent(_) | Self::Member(_) | Self::AllMembersBut(_) => (Vec::new(), 0),
+            Self::Agents(n) => (controller(n).map(|it| &it.front).into_iter().collect(), AGENTS),
+            Self::Peers(n) => (controller(n).map(|it| &it.front).into_iter().collect(), PEERS),
+            Self::Callers(n) => (controller(n).map(|it| &it.callers).into_iter().collect(), 0),
+            Self::Store(n, m) => (controller(n).and_then(|it| it.store.get(m)).into_iter().collect(), 0),
+            Self::Stores(n) => (controller(n).map(|it| it.store.iter().collect()).unwrap_or_default(), 0),
+        };
+        proxies.into_iter().filter_map(|proxy| proxy.lane(lane)).collect()
+    }
+
+    /// Whether it is a way between processes.
+    fn is_way(self) -> bool {
         match self {
-            Self::Controller(_) | Self::Agent(_) | Self::Member(_) => Vec::new(),
-            Self::Front(n) => controller(n).map(|it| &it.front).into_iter().collect(),
-            Self::Callers(n) => controller(n).map(|it| &it.callers).into_iter().collect(),
-            Self::Store(n, m) => controller(n).and_then(|it| it.store.get(m)).into_iter().collect(),
-            Self::Stores(n) => controller(n).map(|it| it.store.iter().collect()).unwrap_or_default(),
+            Self::Agents(_) | Self::Peers(_) | Self::Callers(_) | Self::Store(..) | Self::Stores(_) => true,
+            Self::Controller(_) | Self::Agent(_) | Self::Member(_) | Self::AllMembersBut(_) => false,
         }
+    }
+
+    fn others(n: usize) -> impl Iterator<Item = usize> {
+        (0..MEMBERS).filter(move |member| *member != n)
     }
 }
 
@@ -129,7 +151,7 @@ impl Nemesis {
 
     /// How long to wait before the next trouble.
     pub fn pause(&mut self) -> Duration {
-        Duration::from_millis(self.random.random_range(100..2_000))
+        Duration::from_millis(self.random.random_range(200..2_500))
     }
 
     fn draw(&mut self, cluster: &Cluster) -> (Part, Deed) {
@@ -144,10 +166,12 @@ impl Nemesis {
         match self.random.random_range(0..100) {
             0..25 => (Part::Controller(controller), process),
             25..45 => (Part::Agent(agent), process),
-            45..55 => (Part::Member(member), if process == Deed::Pause { Deed::Pause } else { Deed::Kill }),
-            55..68 => (Part::Front(controller), way),
-            68..78 => (Part::Callers(controller), way),
-            78..90 => (Part::Store(controller, member), way),
+            45..52 => (Part::Member(member), if process == Deed::Pause { Deed::Pause } else { Deed::Kill }),
+            52..55 => (Part::AllMembersBut(member), Deed::Pause),
+            55..64 => (Part::Agents(controller), way),
+            64..72 => (Part::Peers(controller), way),
+            72..80 => (Part::Callers(controller), way),
+            80..90 => (Part::Store(controller, member), way),
             _ => (Part::Stores(controller), way),
         }
     }
@@ -155,8 +179,8 @@ impl Nemesis {
     /// Whether this can be done now.
     fn fits(&self, part: Part) -> bool {
         self.ongoing.iter().all(|trouble| match (part, trouble.part) {
-            // Two members away would stop everything, which proves nothing.
-            (Part::Member(_), Part::Member(_)) => false,
+            // What is left of etcd must come back when one of them ends.
+            (Part::Member(_) | Part::AllMembersBut(_), Part::Member(_) | Part::AllMembersBut(_)) => false,
             (Part::Stores(n), Part::Store(m, _)) | (Part::Store(n, _), Part::Stores(m)) => n != m,
             (one, other) => one != other,
         })
@@ -168,26 +192,37 @@ impl Nemesis {
     /// When it cannot be done although it should.
     pub fn begin(&mut self, cluster: &mut Cluster) -> anyhow::Result<Option<String>> {
         let (part, deed) = self.draw(cluster);
-        let lasts = Duration::from_millis(self.random.random_range(SHORTEST_MS..LONGEST_MS));
+        let longest = self.random.random_range(SHORTEST_MS + 1..LONGEST_MS);
+        let lasts = Duration::from_millis(self.random.random_range(SHORTEST_MS..longest));
         let delay = Duration::from_millis(self.random.random_range(20..400));
         let runs = match part {
             Part::Controller(n) => cluster.controller_runs(n),
             Part::Agent(n) => cluster.agent_runs(n),
-            Part::Member(_) | Part::Front(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_) => true,
+            part => part.is_way() || matches!(part, Part::Member(_) | Part::AllMembersBut(_)),
         };
         if !runs || !self.fits(part) {
             return Ok(None);
         }
         match (part, deed) {
             (Part::Controller(n), Deed::Kill) => cluster.kill_controller(n)?,
-            (Part::Controller(n), Deed::Pause) => cluster.pause_controller(n)?,
-            (Part::Controller(n), _) => drop(cluster.stop_controller(n)?),
+            (Part::Controller(n), Deed::Pause) => match cluster.pause_controller(n) {
+                Ok(()) => {}
+                // It may have lost its lead at this very moment.
+                Err(_) if !cluster.controller_runs(n) => return Ok(None),
+                Err(error) => return Err(error),
+            },
+            (Part::Controller(n), _) => cluster.stop_controller(n)?,
             (Part::Agent(n), Deed::Kill) => cluster.kill_agent(n)?,
             (Part::Agent(n), Deed::Pause) => cluster.pause_agent(n)?,
-            (Part::Agent(n), _) => drop(cluster.stop_agent(n)?),
+            (Part::Agent(n), _) => cluster.stop_agent(n)?,
             (Part::Member(n), Deed::Pause) => cluster.pause_member(n)?,
             (Part::Member(n), _) => cluster.kill_member(n)?,
-            (Part::Front(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_), _) => {
+            (Part::AllMembersBut(n), _) => {
+                for member in Part::others(n) {
+                    cluster.pause_member(member)?;
+                }
+            }
+            (Part::Agents(_) | Part::Peers(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_), _) => {
                 for way in part.ways(cluster) {
                     match deed {
                         Deed::Close => way.set(Mode::Closed),
@@ -234,11 +269,24 @@ impl Nemesis {
 fn end(cluster: &mut Cluster, part: Part, deed: Deed) -> anyhow::Result<String> {
     match (part, deed) {
         (Part::Controller(n), Deed::Pause) => cluster.wake_controller(n),
+        (Part::Controller(n), Deed::Stop) => {
+            cluster.controller_stopped(n)?;
+            cluster.start_controller(n)?;
+        }
         (Part::Controller(n), _) => cluster.start_controller(n)?,
         (Part::Agent(n), Deed::Pause) => cluster.wake_agent(n),
+        (Part::Agent(n), Deed::Stop) => {
+            cluster.agent_stopped(n)?;
+            cluster.start_agent(n)?;
+        }
         (Part::Agent(n), _) => cluster.start_agent(n)?,
         (Part::Member(n), _) => cluster.mend_member(n)?,
-        (Part::Front(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_), _) => {
+        (Part::AllMembersBut(n), _) => {
+            for member in Part::others(n) {
+                cluster.mend_member(member)?;
+            }
+        }
+        (Part::Agents(_) | Part::Peers(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_), _) => {
             for way in part.ways(cluster) {
                 way.set(Mode::Open);
             }

@@ -5,6 +5,7 @@
 //! one: what it knows of a controller is what others see of it.
 
 use super::client::channel;
+use super::connections::Known;
 use super::load::{Hosts, existing_vm};
 use super::proxy::Proxy;
 use crate::etcd::{self, Etcd};
@@ -43,6 +44,11 @@ const ASK: Duration = Duration::from_secs(2);
 /// What controllers log: each transaction, too, so that every revision can be told by whom it was written.
 const LOG: &str = "info,berth_store_etcd::transaction=debug";
 
+/// Of the clients of a controller's front: agents.
+pub const AGENTS: usize = 0;
+/// Of the clients of a controller's front: other controllers.
+pub const PEERS: usize = 1;
+
 /// One controller.
 #[derive(Debug)]
 pub struct Controller {
@@ -55,6 +61,8 @@ pub struct Controller {
     pub store: Vec<Proxy>,
     process: Option<Process>,
     paused: Option<Paused>,
+    /// It was asked to end, and is to be started again by whoever asked.
+    stopping: bool,
 }
 
 /// One agent and its host.
@@ -66,6 +74,16 @@ pub struct Agent {
     data_dir: PathBuf,
     process: Option<Process>,
     paused: Option<Paused>,
+    stopping: bool,
+}
+
+/// How processes reach controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ways {
+    /// Through proxies that can be made to fail.
+    Proxies,
+    /// As they listen.
+    Direct,
 }
 
 /// A process that ended without being asked to by a test.
@@ -102,6 +120,8 @@ pub struct Cluster {
     /// A way to etcd that nobody stands in.
     pub store: berth_store_etcd::Etcd,
     runtime: Handle,
+    ways: Ways,
+    known: Known,
     members_down: Vec<bool>,
     members_paused: Vec<Option<Paused>>,
     programs: Programs,
@@ -123,7 +143,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When something does not start.
-    pub fn start(test: &str, agents: usize, runtime: &Handle) -> anyhow::Result<Option<Self>> {
+    pub fn start(test: &str, agents: usize, ways: Ways, runtime: &Handle) -> anyhow::Result<Option<Self>> {
         let programs = Programs { controller: binary("berth-controller")?, agent: binary("berth-agent")? };
         let Some(etcd) = Etcd::start(test, MEMBERS, &etcd::Options::default())? else { return Ok(None) };
         let dir = tempfile::Builder::new().prefix("berth-nemesis-").tempdir().context("no temporary directory")?;
@@ -134,12 +154,24 @@ impl Cluster {
             .iter()
             .map(|endpoint| endpoint.trim_start_matches("http://").parse().context("an endpoint without an address"))
             .collect::<anyhow::Result<_>>()?;
+        let known = Known::default();
         let mut controllers = Vec::new();
         for _ in 0..CONTROLLERS {
             let listen = loopback()?;
             let store = members.iter().map(|member| Proxy::start(runtime, *member)).collect::<anyhow::Result<_>>()?;
-            let (front, callers) = (Proxy::start(runtime, listen)?, Proxy::start(runtime, listen)?);
-            controllers.push(Controller { listen, front, callers, store, process: None, paused: None });
+            let callers = Proxy::start(runtime, listen)?;
+            let others = known.clone();
+            let sort = move |port| if others.own(port) { PEERS } else { AGENTS };
+            let front = Proxy::with_lanes(runtime, listen, 2, Arc::new(sort))?;
+            controllers.push(Controller {
+                listen,
+                front,
+                callers,
+                store,
+                process: None,
+                paused: None,
+                stopping: false,
+            });
         }
         let mut hosts = BTreeMap::new();
         let mut described = Vec::new();
@@ -156,6 +188,8 @@ impl Cluster {
             hosts: Arc::new(hosts),
             store,
             runtime: runtime.clone(),
+            ways,
+            known,
             members_down,
             members_paused,
             programs,
@@ -196,13 +230,14 @@ impl Cluster {
     pub fn start_controller(&mut self, number: usize) -> anyhow::Result<()> {
         let log = self.log(&format!("controller-{number}"))?;
         let program = self.programs.controller.clone();
+        let advertised = self.advertised(number);
         let controller = self.controller_mut(number)?;
         let store: Vec<_> = controller.store.iter().map(Proxy::endpoint).collect();
         let mut command = other(program);
         command.args(["--listen", &controller.listen.to_string(), "--etcd", &store.join(",")]);
         command.args(["--log-format", "json", "--log-filter", LOG]);
         for setting in [
-            format!("advertise={}", controller.front.endpoint()),
+            format!("advertise={advertised}"),
             format!("etcd.lease_ttl={}s", LEASE.as_secs()),
             "agents.heartbeat=1s".to_owned(),
             "agents.observe=1s".to_owned(),
@@ -210,7 +245,11 @@ impl Cluster {
         ] {
             command.args(["--set", &setting]);
         }
-        controller.process = Some(Process::start_logged(command, &log)?);
+        let process = Process::start_logged(command, &log)?;
+        let id = process.id();
+        controller.process = Some(process);
+        controller.stopping = false;
+        self.known.add(id);
         Ok(())
     }
 
@@ -219,7 +258,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start_agent(&mut self, number: usize) -> anyhow::Result<()> {
-        let fronts: Vec<_> = self.controllers.iter().map(|controller| controller.front.endpoint()).collect();
+        let fronts: Vec<_> = (0..CONTROLLERS).map(|number| self.advertised(number)).collect();
         let program = self.programs.agent.clone();
         let agent = self.agents.get(number).with_context(|| format!("there is no agent {number}"))?;
         let log = self.log(&format!("agent-{number:02}"))?;
@@ -231,7 +270,9 @@ impl Cluster {
             command.args(["--controller", &front]);
         }
         let process = Process::start_logged(command, &log)?;
-        self.agent_mut(number)?.process = Some(process);
+        let agent = self.agent_mut(number)?;
+        agent.process = Some(process);
+        agent.stopping = false;
         Ok(())
     }
 
@@ -255,7 +296,7 @@ impl Cluster {
     /// Stops a controller in its tracks, until [`Cluster::wake_controller`].
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it does not run, or ends just then.
     pub fn pause_controller(&mut self, number: usize) -> anyhow::Result<()> {
         let controller = self.controller_mut(number)?;
         controller.paused = Some(running(&controller.process)?.pause()?);
@@ -269,19 +310,30 @@ impl Cluster {
         }
     }
 
-    /// Asks a controller to end (SIGTERM), waits until it has, and gives how long that took.
+    /// Asks a controller to end (SIGTERM).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn stop_controller(&mut self, number: usize) -> anyhow::Result<()> {
+        let controller = self.controller_mut(number)?;
+        controller.stopping = true;
+        running(&controller.process)?.terminate()
+    }
+
+    /// Waits until a controller that was asked to end has ended, and gives how long that took.
     ///
     /// # Errors
     /// When it does not end in time, or not well.
-    pub fn stop_controller(&mut self, number: usize) -> anyhow::Result<Duration> {
-        let mut process = self.controller_mut(number)?.process.take().context("it does not run")?;
-        stop(&mut process, &format!("controller {number}"))
+    pub fn controller_stopped(&mut self, number: usize) -> anyhow::Result<Duration> {
+        stopped(self.controller_mut(number)?.process.take(), &format!("controller {number}"))
     }
 
     /// Whether a controller runs and is not paused.
     #[must_use]
-    pub fn controller_runs(&self, number: usize) -> bool {
-        self.controllers.get(number).is_some_and(|it| it.process.is_some() && it.paused.is_none())
+    pub fn controller_runs(&mut self, number: usize) -> bool {
+        self.controllers
+            .get_mut(number)
+            .is_some_and(|it| it.paused.is_none() && !it.stopping && goes_on(&mut it.process))
     }
 
     /// Waits for a controller to end by itself.
@@ -322,19 +374,28 @@ impl Cluster {
         }
     }
 
-    /// Asks an agent to end (SIGTERM), and waits until it has.
+    /// Asks an agent to end (SIGTERM).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn stop_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        let agent = self.agent_mut(number)?;
+        agent.stopping = true;
+        running(&agent.process)?.terminate()
+    }
+
+    /// Waits until an agent that was asked to end has ended.
     ///
     /// # Errors
     /// When it does not end in time, or not well.
-    pub fn stop_agent(&mut self, number: usize) -> anyhow::Result<Duration> {
-        let mut process = self.agent_mut(number)?.process.take().context("it does not run")?;
-        stop(&mut process, &format!("agent {number}"))
+    pub fn agent_stopped(&mut self, number: usize) -> anyhow::Result<Duration> {
+        stopped(self.agent_mut(number)?.process.take(), &format!("agent {number}"))
     }
 
     /// Whether an agent runs and is not paused.
     #[must_use]
-    pub fn agent_runs(&self, number: usize) -> bool {
-        self.agents.get(number).is_some_and(|it| it.process.is_some() && it.paused.is_none())
+    pub fn agent_runs(&mut self, number: usize) -> bool {
+        self.agents.get_mut(number).is_some_and(|it| it.paused.is_none() && !it.stopping && goes_on(&mut it.process))
     }
 
     /// Ends a member of etcd as a crash would.
@@ -375,13 +436,19 @@ impl Cluster {
     pub fn tend(&mut self) -> anyhow::Result<Vec<Ended>> {
         let mut ended = Vec::new();
         for number in 0..self.controllers.len() {
-            if let Some(status) = has_ended(&mut self.controllers[number].process)? {
+            let controller = &mut self.controllers[number];
+            if !controller.stopping
+                && let Some(status) = has_ended(&mut controller.process)?
+            {
                 ended.push(Ended { who: format!("controller {number}"), status });
                 self.start_controller(number)?;
             }
         }
         for number in 0..self.agents.len() {
-            if let Some(status) = has_ended(&mut self.agents[number].process)? {
+            let agent = &mut self.agents[number];
+            if !agent.stopping
+                && let Some(status) = has_ended(&mut agent.process)?
+            {
                 ended.push(Ended { who: format!("agent {number}"), status });
                 self.start_agent(number)?;
             }
@@ -405,7 +472,7 @@ impl Cluster {
     #[must_use]
     pub fn number_of(&self, candidate: &str) -> Option<usize> {
         let endpoint = candidate.split(' ').next()?;
-        self.controllers.iter().position(|controller| controller.front.endpoint() == endpoint)
+        (0..CONTROLLERS).find(|number| self.advertised(*number) == endpoint)
     }
 
     /// Waits until somebody leads with a term above this one.
@@ -423,6 +490,23 @@ impl Cluster {
         match last {
             Some(leading) if led => Ok(leading),
             last => bail!("nobody leads above term {above} after {} s; last seen: {last:?}", limit.as_secs()),
+        }
+    }
+
+    /// Where agents and other controllers reach a controller.
+    fn advertised(&self, number: usize) -> String {
+        match (self.ways, self.controllers.get(number)) {
+            (Ways::Proxies, Some(controller)) => controller.front.endpoint(),
+            (Ways::Direct, _) | (_, None) => self.direct(number),
+        }
+    }
+
+    /// Where callers reach a controller.
+    #[must_use]
+    pub fn callers(&self, number: usize) -> String {
+        match (self.ways, self.controllers.get(number)) {
+            (Ways::Proxies, Some(controller)) => controller.callers.endpoint(),
+            (Ways::Direct, _) | (_, None) => self.direct(number),
         }
     }
 
@@ -494,7 +578,7 @@ fn describe(dir: &Path, number: usize) -> anyhow::Result<(Agent, KeptHost)> {
     std::fs::write(&description, text).with_context(|| format!("cannot write {}", description.display()))?;
     let (spec, delays) = sim_host::read(&description, &node.parse()?)?;
     let host = KeptHost::open(spec, delays, &data_dir)?;
-    Ok((Agent { node, description, data_dir, process: None, paused: None }, host))
+    Ok((Agent { node, description, data_dir, process: None, paused: None, stopping: false }, host))
 }
 
 fn running(process: &Option<Process>) -> anyhow::Result<&Process> {
@@ -508,12 +592,16 @@ fn kill(process: Option<Process>, paused: Option<Paused>) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn stop(process: &mut Process, who: &str) -> anyhow::Result<Duration> {
+fn stopped(process: Option<Process>, who: &str) -> anyhow::Result<Duration> {
     let begun = std::time::Instant::now();
-    process.terminate()?;
+    let mut process = process.with_context(|| format!("{who} does not run"))?;
     let status = process.ended_within(START)?.with_context(|| format!("{who} does not end when it is asked to"))?;
     ensure!(status.success(), "{who} was asked to end and ended with {status}; it said:\n{}", process.log());
     Ok(begun.elapsed())
+}
+
+fn goes_on(process: &mut Option<Process>) -> bool {
+    process.as_mut().is_some_and(|process| matches!(process.ended_within(Duration::ZERO), Ok(None)))
 }
 
 fn has_ended(process: &mut Option<Process>) -> anyhow::Result<Option<ExitStatus>> {

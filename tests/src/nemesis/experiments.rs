@@ -2,7 +2,7 @@
 
 use super::Run;
 use super::actions::Nemesis;
-use super::cluster::{CONTROLLERS, LEASE};
+use super::cluster::{CONTROLLERS, LEASE, Ways};
 use super::history::History;
 use super::journal::Told;
 use crate::replay::Caller;
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GOAL: Duration = Duration::from_secs(5);
 /// Bound for the same here: debug builds, thirty processes and whatever else runs on a few cores.
 const BOUND: Duration = Duration::from_secs(20);
+/// Answers without which a run says nothing.
+const ANSWERS: usize = 20;
 /// Calls that wait in a paused leader's sockets for it to wake.
 const TEMPTATIONS: usize = 16;
 /// Names of what those calls ask for begin with it.
@@ -57,6 +59,16 @@ impl Experiment {
         }
     }
 
+    /// How processes reach controllers: past the proxies where what a connection says of a process that is not there is
+    /// part of the experiment. A proxy takes connections for one that would refuse them.
+    #[must_use]
+    pub fn ways(self) -> Ways {
+        match self {
+            Self::Mixed | Self::LeaderKills | Self::PausedLeader => Ways::Proxies,
+            Self::RollingRestart => Ways::Direct,
+        }
+    }
+
     /// How long GPUs are held for a VM: longer than faults last, so that a hold that is taken up does not expire before;
     /// where nothing may change by itself in the end, as short as callers allow.
     #[must_use]
@@ -87,6 +99,10 @@ impl FromStr for Experiment {
 #[must_use]
 pub fn check(experiment: Experiment, told: &Told, history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
+    let answers = told.acknowledged.len();
+    if answers < ANSWERS {
+        wrong.push(format!("only {answers} calls were answered: a run in which nothing happens proves nothing"));
+    }
     if experiment == Experiment::RollingRestart {
         for ((code, text), times) in told.silences.iter().filter(|((code, _), _)| code != "Unavailable") {
             wrong.push(format!("{times} attempts failed with {code}, which says nothing of trying again: {text}"));
@@ -181,7 +197,9 @@ pub(super) fn paused_leader(run: &mut Run) -> anyhow::Result<()> {
         let load = run.load.as_ref().context("the load is over")?;
         load.hold();
         run.wait("the last answers", PATIENCE, |run| run.journal.counts().1 == 0)?;
+        run.say("every caller is answered");
         quiet(run, new.controller)?;
+        run.say("nothing is under way; it wakes");
         let at = revision(run)?;
         ensure!(paused.elapsed() > LEASE, "it slept for {:?} only", paused.elapsed());
         run.cluster.wake_controller(old.controller);
@@ -189,7 +207,7 @@ pub(super) fn paused_leader(run: &mut Run) -> anyhow::Result<()> {
         let status = run.cluster.controller_ends(old.controller, PATIENCE)?;
         let ended = woken.elapsed();
         ensure!(!status.success(), "a controller that lost its lead ended with {status}");
-        let told = run.runtime.block_on(tokio::time::timeout(PATIENCE, tempting.join_all()));
+        let told = run.runtime.block_on(async { tokio::time::timeout(PATIENCE, tempting.join_all()).await });
         let told = told.context("callers wait for one that has ended")?;
         let lied = told.iter().filter(|told| told.is_ok()).count();
         ensure!(lied == 0, "{lied} callers were told yes by a leader whose time is over");
@@ -255,7 +273,8 @@ pub(super) fn rolling_restart(run: &mut Run) -> anyhow::Result<()> {
             run.wait("answers before a restart", PATIENCE, |run| run.journal.counts().0 >= before + 20)?;
             let leads = run.cluster.wait_leader(0, PATIENCE)?.controller == number;
             let what = if leads { "leads" } else { "follows" };
-            let ended = run.cluster.stop_controller(number)?;
+            run.cluster.stop_controller(number)?;
+            let ended = run.cluster.controller_stopped(number)?;
             run.cluster.start_controller(number)?;
             let begun = Instant::now();
             run.cluster.wait_ready(PATIENCE)?;

@@ -303,3 +303,116 @@ impl History {
         gpus.map_while(|(key, claim)| Some((key.strip_prefix(key::GPU_CLAIMS)?, claim)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Book, claim, gpu_key, placement, put_placement};
+    use berth_proto::v1::Phase;
+    use berth_store::{Write, key};
+
+    async fn check(book: &Book, expected: &[&str]) {
+        let wrong = book.history().await.wrong;
+        assert_eq!(wrong.len(), expected.len(), "{wrong:#?}");
+        for (wrong, expected) in wrong.iter().zip(expected) {
+            assert!(wrong.contains(expected), "{wrong:?} does not say {expected:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_life_as_it_should_be_is_good() {
+        let book = Book::led().await;
+        for phase in [Phase::Held, Phase::Active, Phase::Releasing, Phase::Released] {
+            book.put(&placement("a", 1, phase)).await;
+        }
+        book.put(&placement("b", 2, Phase::Held)).await;
+        check(&book, &[]).await;
+        let history = book.history().await;
+        assert_eq!((history.changes.len(), history.leaderships.len()), (5, 1));
+    }
+
+    #[tokio::test]
+    async fn a_gpu_with_two_owners_is_found() {
+        let book = Book::led().await;
+        book.put(&placement("a", 1, Phase::Held)).await;
+        book.put(&placement("b", 2, Phase::Held)).await;
+        check(&book, &["is owned by", "is claimed by"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_is_missing_stays_behind_or_names_another_is_found() {
+        let book = Book::led().await;
+        let held = placement("a", 1, Phase::Held);
+        book.put(&held).await;
+        book.write(vec![Write::Delete { key: gpu_key() }]).await;
+        book.write(vec![claim(&gpu_key(), &placement("b", 2, Phase::Held))]).await;
+        book.write(vec![claim(&gpu_key(), &held)]).await;
+        book.write(vec![put_placement(&placement("a", 1, Phase::Released))]).await;
+        check(&book, &["claimed by None", "claimed by Some((\"b\"", "owned by {}", "owned by {}"]).await;
+    }
+
+    #[tokio::test]
+    async fn whoever_writes_without_leading_is_found() {
+        let book = Book::led().await;
+        book.leave().await;
+        book.write(vec![put_placement(&placement("a", 1, Phase::Released))]).await;
+        let wrong = book.history().await.wrong;
+        assert!(wrong[0].contains("is written while nobody leads"), "{wrong:?}");
+    }
+
+    #[tokio::test]
+    async fn leaderships_follow_one_another_with_higher_terms() {
+        let book = Book::led().await;
+        book.leave().await;
+        book.lead(2).await;
+        check(&book, &[]).await;
+        book.lead(3).await;
+        check(&book, &["takes the lead from"]).await;
+        book.leave().await;
+        book.lead(3).await;
+        check(&book, &["takes the lead from", "leadership of term 3 follows", "term 3 follows on term 3"]).await;
+    }
+
+    #[tokio::test]
+    async fn the_led_are_told_apart_by_revision() {
+        let book = Book::led().await;
+        let first = book.put(&placement("a", 1, Phase::Held)).await;
+        let left = book.leave().await;
+        let second = book.lead(2).await;
+        let history = book.history().await;
+        assert_eq!(history.led_at(first).unwrap().term, 1);
+        assert_eq!(history.led_at(left), None);
+        assert_eq!(history.led_at(second).unwrap().term, 2);
+    }
+
+    #[tokio::test]
+    async fn nobody_comes_back_moves_or_vanishes() {
+        let book = Book::led().await;
+        book.put(&placement("a", 1, Phase::Active)).await;
+        let mut moved = placement("a", 1, Phase::Active);
+        moved.assignment.as_mut().unwrap().node = "host-01".to_owned();
+        book.write(vec![put_placement(&moved)]).await;
+        let wrong = book.history().await.wrong;
+        assert!(wrong.iter().any(|wrong| wrong.contains("a moves from")), "{wrong:?}");
+
+        let book = Book::led().await;
+        book.put(&placement("a", 1, Phase::Released)).await;
+        book.put(&placement("a", 1, Phase::Active)).await;
+        check(&book, &["was over as Released and becomes Active"]).await;
+
+        let book = Book::led().await;
+        book.put(&placement("a", 1, Phase::Active)).await;
+        book.write(vec![Write::Delete { key: key::placement(&"a".parse().unwrap()) }]).await;
+        let wrong = book.history().await.wrong;
+        assert!(wrong[0].contains("is forgotten while it is Active"), "{wrong:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_once() {
+        let book = Book::led().await;
+        book.put(&placement("a", 1, Phase::Released)).await;
+        let other = placement("b", 2, Phase::Released);
+        book.write(vec![claim("berth/v1/requests/request/a/1", &other)]).await;
+        let wrong = book.history().await.wrong;
+        assert!(wrong.iter().any(|wrong| wrong.contains("request request/a/1 is answered by")), "{wrong:?}");
+    }
+}

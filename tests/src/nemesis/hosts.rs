@@ -88,3 +88,48 @@ pub fn compare(hosts: &Hosts, history: &History) -> Vec<String> {
     wrong.extend(right.into_iter().map(|((node, gpu), vm)| format!("{node} has no GPU {gpu}, which {vm} has")));
     wrong
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Book, GPU, NODE, VM, placement};
+    use super::*;
+    use berth_model::node::{HostFacts, Platform};
+    use berth_node_agent::driver::sim::{Delays, GpuSpec, HostSpec, KeptHost, VmSpec};
+    use berth_proto::v1::Phase as Wire;
+    use std::path::Path;
+
+    fn hosts(dir: &Path) -> Hosts {
+        let facts = HostFacts {
+            platform: Platform::Simulated,
+            system: "test".into(),
+            cluster: None,
+            cpu_milli: 1,
+            memory_bytes: 1,
+            mmio_high_cap_bytes: None,
+        };
+        let gpus = vec![GpuSpec::of(&"A16".parse().unwrap(), GPU.parse().unwrap())];
+        let vms = vec![VmSpec { state: VmState::Running, ..VmSpec::new(VM.parse().unwrap(), "a".parse().unwrap()) }];
+        let spec = HostSpec { node: NODE.parse().unwrap(), facts, gpus, vms };
+        let host = KeptHost::open(spec, Delays::default(), dir).unwrap();
+        Arc::new([(NODE.to_owned(), host)].into())
+    }
+
+    #[tokio::test]
+    async fn whoever_is_active_has_its_gpu_and_nobody_else_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let hosts = hosts(dir.path());
+        let book = Book::led().await;
+        let nobody = book.history().await;
+        book.put(&placement("a", 1, Wire::Active)).await;
+        let active = book.history().await;
+        assert_eq!(compare(&hosts, &nobody), Vec::<String>::new());
+        assert!(compare(&hosts, &active)[0].contains("should be in [(true"), "the host does not have it");
+        let given = hosts[NODE].by_hand_now(|host| {
+            host.stop_vm(&VM.parse().unwrap())?;
+            host.assign_by_hand(&VM.parse().unwrap(), &GPU.parse().unwrap())
+        });
+        given.unwrap().unwrap();
+        assert!(compare(&hosts, &active)[0].contains("(false"), "its VM does not run");
+        assert!(compare(&hosts, &nobody)[0].contains("should be in []"), "nobody should have it");
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::client::channel;
 use super::cluster::{CONTROLLERS, Cluster};
+use super::experiments::Experiment;
 use super::history::{self, History, is_over};
 use super::hosts;
 use super::journal::{Acknowledged, Method, Told};
@@ -16,7 +17,11 @@ use std::collections::BTreeMap;
 use tokio::runtime::Handle;
 
 /// Refusals that a caller who does what ours do may get, with the reason.
-const REFUSALS: &[(Method, &str, &str)] = &[];
+const REFUSALS: &[(Method, &str, &str)] = &[
+    (Method::Create, "NOT_PLACEABLE", "the VM that is there already is on a host without room"),
+    (Method::Create, "VM_HAS_PLACEMENT", "the one before for the same VM was left when its caller lost patience"),
+    (Method::Commit, "NOT_HELD", "the hold expired while its caller was cut off"),
+];
 
 /// Most findings of one kind that are told: the first ones say it.
 const TOLD: usize = 20;
@@ -38,12 +43,12 @@ pub struct Verdict {
 ///
 /// # Errors
 /// When something cannot be read.
-pub fn judge(cluster: &Cluster, told: &Told, runtime: &Handle) -> anyhow::Result<Verdict> {
+pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &Handle) -> anyhow::Result<Verdict> {
     let lists = (0..CONTROLLERS)
         .map(|number| runtime.block_on(list(&cluster.direct(number))).with_context(|| format!("controller {number}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let history = History::walk(runtime.block_on(history::read(&cluster.store))?);
-    let logs = logs::read(&cluster.logs())?;
+    let logs = logs::read(&cluster.logs(), experiment)?;
     let mut wrong = Vec::new();
     let mut add = |mut found: Vec<String>| {
         let more = found.len().saturating_sub(TOLD);
@@ -57,7 +62,7 @@ pub fn judge(cluster: &Cluster, told: &Told, runtime: &Handle) -> anyhow::Result
     add(told.wrong.clone());
     add(refusals(told));
     add(told.acknowledged.iter().flat_map(|answer| kept(answer, &history)).collect());
-    let (wrote, claimed) = writers(cluster, &history, &logs);
+    let (wrote, claimed) = writers(|candidate| cluster.number_of(candidate), &history, &logs);
     add(wrote);
     for (number, (revision, placements)) in lists.iter().enumerate() {
         add(shown(number, *revision, placements, &history));
@@ -118,7 +123,7 @@ fn kept(answer: &Acknowledged, history: &History) -> Vec<String> {
 }
 
 /// Whether every revision was written by whoever led then.
-fn writers(cluster: &Cluster, history: &History, logs: &Logs) -> (Vec<String>, (usize, usize)) {
+fn writers(number_of: impl Fn(&str) -> Option<usize>, history: &History, logs: &Logs) -> (Vec<String>, (usize, usize)) {
     let mut wrong = Vec::new();
     for (revision, committed) in &logs.committed {
         if let [one, other, ..] = committed.as_slice() {
@@ -126,9 +131,8 @@ fn writers(cluster: &Cluster, history: &History, logs: &Logs) -> (Vec<String>, (
         }
         for by in committed {
             let led = history.led_at(*revision);
-            let fits = led.is_some_and(|led| {
-                by.fence == Some(led.created) && cluster.number_of(&led.candidate) == Some(by.controller)
-            });
+            let fits = led
+                .is_some_and(|led| by.fence == Some(led.created) && number_of(&led.candidate) == Some(by.controller));
             if !fits {
                 wrong.push(format!("revision {revision} was committed by {by:?} while {led:?} led"));
             }
@@ -179,4 +183,83 @@ fn shown(number: usize, revision: Revision, listed: &[v1::Placement], history: &
     wrong
         .extend(stored.into_keys().map(|uid| format!("controller {number} does not show {uid}, stored at {revision}")));
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::logs::Committed;
+    use super::super::testing::{Book, placement};
+    use super::*;
+    use berth_proto::v1::Phase as Wire;
+    use std::time::Instant;
+
+    fn told(method: Method, placement: v1::Placement, version: u64, revision: Revision) -> Acknowledged {
+        let now = Instant::now();
+        let placement = v1::Placement { version, ..placement };
+        Acknowledged { asked: now, told: now, method, placement, revision: revision.0 }
+    }
+
+    fn finds(answer: &Acknowledged, history: &History, expected: &str) {
+        let found = kept(answer, history);
+        assert!(found.iter().any(|found| found.contains(expected)), "{found:?} does not say {expected:?}");
+    }
+
+    #[tokio::test]
+    async fn what_was_told_must_have_been_so() {
+        let book = Book::led().await;
+        let held = placement("a", 1, Wire::Held);
+        let at = book.put(&held).await;
+        book.put(&placement("a", 1, Wire::Active)).await;
+        let history = book.history().await;
+        assert_eq!(kept(&told(Method::Create, held.clone(), 1, at), &history), Vec::<String>::new());
+        finds(&told(Method::Create, held.clone(), 1, Revision(at.0 - 1)), &history, "written at revision");
+        finds(&told(Method::Create, held.clone(), 3, at), &history, "never written");
+        finds(&told(Method::Create, placement("a", 1, Wire::Active), 1, at), &history, "and written as");
+        finds(&told(Method::Create, placement("a", 2, Wire::Held), 1, at), &history, "never written");
+        finds(&told(Method::Release, held.clone(), 1, at), &history, "was Held then");
+        finds(&told(Method::Commit, held, 1, at), &history, "was Held then");
+    }
+
+    #[tokio::test]
+    async fn what_was_told_must_not_be_forgotten() {
+        let book = Book::led().await;
+        let held = placement("a", 1, Wire::Held);
+        let at = book.put(&held).await;
+        book.put(&placement("a", 1, Wire::Released)).await;
+        book.put(&placement("a", 2, Wire::Held)).await;
+        finds(&told(Method::Create, held, 1, at), &book.history().await, "nothing is known of it");
+    }
+
+    #[tokio::test]
+    async fn only_whoever_leads_may_have_written() {
+        let book = Book::led().await;
+        let at = book.put(&placement("a", 1, Wire::Held)).await;
+        let history = book.history().await;
+        let led = history.led_at(at).unwrap().created;
+        let number_of = |candidate: &str| candidate.starts_with("http://c1 ").then_some(1);
+        let wrong = |committed: &[(usize, Revision)]| {
+            let by =
+                |(controller, fence): &(usize, Revision)| Committed { controller: *controller, fence: Some(*fence) };
+            let committed = [(at, committed.iter().map(by).collect())].into();
+            writers(number_of, &history, &Logs { committed, ..Logs::default() })
+        };
+        assert_eq!(wrong(&[(1, led)]), (Vec::new(), (1, 0)));
+        assert_eq!(wrong(&[(2, led)]).0.len(), 1, "another process");
+        assert_eq!(wrong(&[(1, Revision(led.0 + 1))]).0.len(), 1, "another fence");
+        assert_eq!(wrong(&[(1, led), (1, led)]).0.len(), 1, "two transactions, one revision");
+    }
+
+    #[tokio::test]
+    async fn a_controller_shows_what_is_stored_at_the_revision_it_names() {
+        let book = Book::led().await;
+        let held = placement("a", 1, Wire::Held);
+        let first = book.put(&held).await;
+        let second = book.put(&placement("a", 1, Wire::Active)).await;
+        let history = book.history().await;
+        let at = |version| v1::Placement { version, ..held.clone() };
+        assert_eq!(shown(0, first, &[at(1)], &history), Vec::<String>::new());
+        assert_eq!(shown(0, second, &[at(2)], &history), Vec::<String>::new());
+        assert!(shown(0, second, &[at(1)], &history)[0].contains("as version 1"));
+        assert!(shown(0, second, &[], &history)[0].contains("does not show"));
+    }
 }

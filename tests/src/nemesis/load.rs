@@ -24,7 +24,7 @@ use tokio::time::Instant;
 /// last as long as they last.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(150);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The simulated hosts by node name.
 pub type Hosts = Arc<BTreeMap<String, KeptHost>>;
@@ -213,7 +213,7 @@ impl Caller {
         if !matches!(plan, Plan::Withdrawn | Plan::Forgotten) {
             self.see(&name, |placement| placement.phase() == Phase::Active).await;
         }
-        let pause = Duration::from_millis(self.random.random_range(0..800));
+        let pause = Duration::from_millis(self.random.random_range(0..400));
         tokio::time::sleep(pause).await;
         if plan == Plan::Forgotten || !self.may_go_on().await {
             return;

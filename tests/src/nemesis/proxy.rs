@@ -6,7 +6,6 @@
 use anyhow::Context as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,35 +38,15 @@ struct Behaviour {
     cuts: u64,
 }
 
-/// A proxy; it ends when it is dropped.
+/// Connections of one kind of client, which can be treated apart from others.
 #[derive(Debug)]
-pub struct Proxy {
-    address: SocketAddr,
+pub struct Lane {
     behaviour: watch::Sender<Behaviour>,
-    passed: Arc<AtomicU64>,
-    // Kept for its Drop.
-    _serving: JoinSet<()>,
 }
 
-impl Proxy {
-    /// Listens on a free port of this machine and passes on to `target`, which need not be there yet.
-    ///
-    /// # Errors
-    /// When no port is free.
-    pub fn start(runtime: &Handle, target: SocketAddr) -> anyhow::Result<Self> {
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).context("no port is free")?;
-        let address = listener.local_addr().context("a listener without an address")?;
-        let (behaviour, behaves) = watch::channel(Behaviour { mode: Mode::Open, cuts: 0 });
-        let passed = Arc::new(AtomicU64::new(0));
-        let mut serving = JoinSet::new();
-        serving.spawn_on(serve(listener, target, behaves, Arc::clone(&passed)), runtime);
-        Ok(Self { address, behaviour, passed, _serving: serving })
-    }
-
-    /// What others are told.
-    #[must_use]
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+impl Lane {
+    fn new() -> Self {
+        Self { behaviour: watch::Sender::new(Behaviour { mode: Mode::Open, cuts: 0 }) }
     }
 
     /// Behaves so from now on.
@@ -79,23 +58,71 @@ impl Proxy {
     pub fn cut(&self) {
         self.behaviour.send_modify(|behaviour| behaviour.cuts += 1);
     }
+}
 
-    /// How many bytes came through.
-    #[must_use]
-    pub fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
+/// Tells by the port that a client connects from in which lane it belongs.
+pub type Sort = Arc<dyn Fn(u16) -> usize + Send + Sync>;
+
+/// A proxy; it ends when it is dropped.
+pub struct Proxy {
+    address: SocketAddr,
+    lanes: Arc<[Lane]>,
+    // Kept for its Drop.
+    _serving: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("address", &self.address).field("lanes", &self.lanes).finish_non_exhaustive()
     }
 }
 
-async fn serve(listener: TcpListener, target: SocketAddr, behaves: watch::Receiver<Behaviour>, passed: Arc<AtomicU64>) {
+impl Proxy {
+    /// Listens on a free port of this machine and passes on to `target`, which need not be there yet.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn start(runtime: &Handle, target: SocketAddr) -> anyhow::Result<Self> {
+        Self::with_lanes(runtime, target, 1, Arc::new(|_| 0))
+    }
+
+    /// The same with several kinds of clients.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn with_lanes(runtime: &Handle, target: SocketAddr, lanes: usize, sort: Sort) -> anyhow::Result<Self> {
+        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).context("no port is free")?;
+        let address = listener.local_addr().context("a listener without an address")?;
+        let lanes: Arc<[Lane]> = (0..lanes).map(|_| Lane::new()).collect();
+        let mut serving = JoinSet::new();
+        serving.spawn_on(serve(listener, target, Arc::clone(&lanes), sort), runtime);
+        Ok(Self { address, lanes, _serving: serving })
+    }
+
+    /// What others are told.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// One kind of its clients.
+    #[must_use]
+    pub fn lane(&self, number: usize) -> Option<&Lane> {
+        self.lanes.get(number)
+    }
+}
+
+async fn serve(listener: TcpListener, target: SocketAddr, lanes: Arc<[Lane]>, sort: Sort) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             taken = listener.accept() => {
                 // What went wrong with one is over with it.
-                let Ok((client, _)) = taken else { continue };
+                let Ok((client, from)) = taken else { continue };
+                let Some(lane) = lanes.get(sort(from.port())) else { continue };
+                let behaves = lane.behaviour.subscribe();
                 if connections.len() < CONNECTIONS && behaves.borrow().mode != Mode::Closed {
-                    connections.spawn(connection(client, target, behaves.clone(), Arc::clone(&passed)));
+                    connections.spawn(connection(client, target, behaves));
                 }
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -104,34 +131,25 @@ async fn serve(listener: TcpListener, target: SocketAddr, behaves: watch::Receiv
 }
 
 /// One connection, from beginning to end. How it ended shows at both of its ends.
-async fn connection(
-    client: TcpStream,
-    target: SocketAddr,
-    mut behaves: watch::Receiver<Behaviour>,
-    passed: Arc<AtomicU64>,
-) {
+async fn connection(client: TcpStream, target: SocketAddr, behaves: watch::Receiver<Behaviour>) {
     let cuts = behaves.borrow().cuts;
     let broken = |behaviour: &Behaviour| behaviour.cuts != cuts || behaviour.mode == Mode::Closed;
+    let mut watching = behaves.clone();
     let pass = async {
-        let mut waiting = behaves.clone();
-        wait_open(&mut waiting).await?;
+        wait_open(&mut behaves.clone()).await?;
         let server = TcpStream::connect(target).await.ok()?;
         // Delays are for `Slow` to make.
         client.set_nodelay(true).ok()?;
         server.set_nodelay(true).ok()?;
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let (up, down) = (behaves.clone(), behaves.clone());
-        tokio::join!(pump(from_client, to_server, up, &passed), pump(from_server, to_client, down, &passed));
+        tokio::join!(pump(from_client, to_server, behaves.clone()), pump(from_server, to_client, behaves.clone()));
         Some(())
     };
-    let mut watching = behaves.clone();
     tokio::select! {
         _ended = pass => {}
         _broken = watching.wait_for(broken) => {}
     }
-    // Both ends are closed by now; unused here, so that a cut never waits for it.
-    behaves.mark_unchanged();
 }
 
 /// Passes bytes on in one direction until it ends there.
@@ -139,7 +157,6 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut behaves: watch::Receiver<Behaviour>,
-    passed: &AtomicU64,
 ) {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -155,17 +172,13 @@ async fn pump(
         if to.write_all(&chunk[..read]).await.is_err() {
             return;
         }
-        passed.fetch_add(read as u64, Ordering::Relaxed);
     }
 }
 
 /// Waits until something may come through; `None` when that never will be again.
 async fn wait_open(behaves: &mut watch::Receiver<Behaviour>) -> Option<()> {
-    let slow = match behaves.wait_for(|behaviour| behaviour.mode != Mode::Silent).await.ok()?.mode {
-        Mode::Slow(delay) => Some(delay),
-        Mode::Open | Mode::Closed | Mode::Silent => None,
-    };
-    if let Some(delay) = slow {
+    let mode = behaves.wait_for(|behaviour| behaviour.mode != Mode::Silent).await.ok()?.mode;
+    if let Mode::Slow(delay) = mode {
         tokio::time::sleep(delay).await;
     }
     Some(())
@@ -174,10 +187,15 @@ async fn wait_open(behaves: &mut watch::Receiver<Behaviour>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Instant;
 
     /// A server that sends back what it gets, and a proxy before it.
     async fn echo() -> (Proxy, JoinSet<()>) {
+        echo_by(1, Arc::new(|_| 0)).await
+    }
+
+    async fn echo_by(lanes: usize, sort: Sort) -> (Proxy, JoinSet<()>) {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = server.local_addr().unwrap();
         let mut tasks = JoinSet::new();
@@ -191,7 +209,8 @@ mod tests {
             }
         });
         let runtime = Handle::current();
-        let proxy = tokio::task::spawn_blocking(move || Proxy::start(&runtime, target)).await.unwrap().unwrap();
+        let start = move || Proxy::with_lanes(&runtime, target, lanes, sort);
+        let proxy = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
         (proxy, tasks)
     }
 
@@ -212,7 +231,6 @@ mod tests {
         let (wrote, read) = tokio::join!(write.write_all(&long), read.read_exact(&mut answer));
         wrote.and(read).unwrap();
         assert!(answer == long);
-        assert_eq!(proxy.passed(), 2 * long.len() as u64);
     }
 
     #[tokio::test]
@@ -220,11 +238,11 @@ mod tests {
         let (proxy, _server) = echo().await;
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         ask(&mut stream, b"before").await.unwrap();
-        proxy.cut();
+        proxy.lanes[0].cut();
         assert!(ask(&mut stream, b"after").await.is_err());
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         assert_eq!(ask(&mut stream, b"again").await.unwrap(), b"again");
-        proxy.set(Mode::Closed);
+        proxy.lanes[0].set(Mode::Closed);
         assert!(ask(&mut stream, b"closed").await.is_err());
         let refused = match TcpStream::connect(proxy.address).await {
             Ok(mut stream) => ask(&mut stream, b"closed").await.is_err(),
@@ -234,16 +252,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn lanes_are_treated_apart() {
+        let by_turns = AtomicUsize::new(0);
+        let (proxy, _server) = echo_by(2, Arc::new(move |_| by_turns.fetch_add(1, Ordering::Relaxed))).await;
+        let mut first = TcpStream::connect(proxy.address).await.unwrap();
+        ask(&mut first, b"before").await.unwrap();
+        let mut second = TcpStream::connect(proxy.address).await.unwrap();
+        ask(&mut second, b"before").await.unwrap();
+        proxy.lanes[1].cut();
+        assert!(ask(&mut second, b"after").await.is_err());
+        assert_eq!(ask(&mut first, b"after").await.unwrap(), b"after");
+    }
+
+    #[tokio::test]
     async fn silence_keeps_what_was_sent_until_it_is_over() {
         let (proxy, _server) = echo().await;
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         ask(&mut stream, b"before").await.unwrap();
-        proxy.set(Mode::Silent);
+        proxy.lanes[0].set(Mode::Silent);
         stream.write_all(b"lost?").await.unwrap();
         let mut answer = [0; 5];
         let heard = tokio::time::timeout(Duration::from_millis(100), stream.read_exact(&mut answer)).await;
         assert!(heard.is_err(), "something came through");
-        proxy.set(Mode::Slow(Duration::from_millis(50)));
+        proxy.lanes[0].set(Mode::Slow(Duration::from_millis(50)));
         let begun = Instant::now();
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"lost?");
