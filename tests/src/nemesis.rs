@@ -23,7 +23,7 @@ pub mod proxy;
 mod testing;
 
 use crate::process::wait_until;
-use crate::replay::{Caller, look};
+use crate::replay::{Caller, Problem, look};
 use anyhow::{Context as _, bail, ensure};
 use cluster::{CONTROLLERS, Cluster};
 use experiments::Experiment;
@@ -44,7 +44,7 @@ use tokio::task::JoinSet;
 const ANSWERED: Duration = Duration::from_secs(60);
 /// How long agents may take to be connected and seen by all controllers.
 const CONNECTED: Duration = Duration::from_secs(60);
-/// How long placements may take to come to rest.
+/// How long placements may take to come to rest, holds included that nobody takes up.
 const AT_REST: Duration = Duration::from_secs(90);
 
 /// What to run.
@@ -217,7 +217,8 @@ impl Run {
         Ok(())
     }
 
-    /// Waits until all controllers show the same, with nothing under way.
+    /// Waits until all controllers agree, with nothing under way and nothing that will change by itself: a hold may yet
+    /// find its VM.
     fn wait_at_rest(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut last = Vec::new();
@@ -228,7 +229,14 @@ impl Run {
             last.clear();
             for number in 0..CONTROLLERS {
                 let caller = Caller::new(&self.cluster.direct(number), Duration::from_secs(5))?;
-                match self.runtime.block_on(look(&caller)) {
+                let shown = self.runtime.block_on(async {
+                    let mut wrong = look(&caller).await?;
+                    let live = caller.live_placements().await?;
+                    let timed = live.iter().filter(|placement| placement.deadline.is_some());
+                    wrong.extend(timed.map(|placement| format!("{} is {:?}", placement.uid, placement.phase())));
+                    Ok::<_, Problem>(wrong)
+                });
+                match shown {
                     Ok(wrong) => last.extend(wrong.into_iter().map(|what| format!("controller {number}: {what}"))),
                     Err(problem) => last.push(format!("controller {number}: {problem}")),
                 }

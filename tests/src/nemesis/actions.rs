@@ -80,14 +80,6 @@ impl Part {
         proxies.into_iter().filter_map(|proxy| proxy.lane(lane)).collect()
     }
 
-    /// Whether it is a way between processes.
-    fn is_way(self) -> bool {
-        match self {
-            Self::Agents(_) | Self::Peers(_) | Self::Callers(_) | Self::Store(..) | Self::Stores(_) => true,
-            Self::Controller(_) | Self::Agent(_) | Self::Member(_) | Self::AllMembersBut(_) => false,
-        }
-    }
-
     fn others(n: usize) -> impl Iterator<Item = usize> {
         (0..MEMBERS).filter(move |member| *member != n)
     }
@@ -198,7 +190,8 @@ impl Nemesis {
         let runs = match part {
             Part::Controller(n) => cluster.controller_runs(n),
             Part::Agent(n) => cluster.agent_runs(n),
-            part => part.is_way() || matches!(part, Part::Member(_) | Part::AllMembersBut(_)),
+            Part::Member(_) | Part::AllMembersBut(_) => true,
+            Part::Agents(_) | Part::Peers(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_) => true,
         };
         if !runs || !self.fits(part) {
             return Ok(None);
@@ -237,7 +230,9 @@ impl Nemesis {
         let text = match deed {
             Deed::Cut => format!("cut {part}"),
             Deed::Slow => format!("slow down {part} by {delay:?} for {lasts:.1?}"),
-            _ => format!("{deed} {part} for {lasts:.1?}"),
+            Deed::Kill | Deed::Pause | Deed::Stop | Deed::Close | Deed::Silence => {
+                format!("{deed} {part} for {lasts:.1?}")
+            }
         };
         if deed != Deed::Cut {
             self.ongoing.push(Ongoing { part, deed, until: Instant::now() + lasts });

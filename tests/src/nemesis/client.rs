@@ -41,7 +41,7 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// It is so.
-    Done(Placement, u64),
+    Done(Box<Placement>, u64),
     /// It was refused.
     Refused(Refused),
 }
@@ -136,7 +136,7 @@ impl Client {
                 let revision = revision.unwrap_or(0);
                 let told = Instant::now();
                 self.journal.acknowledged(Acknowledged { asked, told, method, placement: placement.clone(), revision });
-                Outcome::Done(placement, revision)
+                Outcome::Done(Box::new(placement), revision)
             }
             Err(status) => {
                 let Problem { reason, message: text, .. } = Problem::from_status(&status);

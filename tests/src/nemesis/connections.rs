@@ -33,9 +33,8 @@ fn inode_of(port: u16) -> Option<String> {
     let local = format!("0100007F:{port:04X}");
     // sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode
     let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let found =
-        rows.filter(|row| row.get(1) == Some(&local.as_str())).find_map(|row| row.get(9).map(ToString::to_string));
-    found
+    let mut ours = rows.filter(|row| row.get(1) == Some(&local.as_str()));
+    ours.find_map(|row| row.get(9).map(ToString::to_string))
 }
 
 fn has_open(id: u32, socket: &str) -> bool {

@@ -69,12 +69,12 @@ impl Experiment {
         }
     }
 
-    /// How long GPUs are held for a VM: longer than faults last, so that a hold that is taken up does not expire before;
-    /// where nothing may change by itself in the end, as short as callers allow.
+    /// How long GPUs are held for a VM: longer than most faults last, so that few holds expire that somebody takes up, and
+    /// short, because a run ends only when nothing changes by itself any more.
     #[must_use]
     pub fn hold(self) -> Duration {
         match self {
-            Self::Mixed | Self::LeaderKills | Self::RollingRestart => Duration::from_secs(20),
+            Self::Mixed | Self::LeaderKills | Self::RollingRestart => Duration::from_secs(10),
             Self::PausedLeader => Duration::from_secs(6),
         }
     }
@@ -123,11 +123,11 @@ pub(super) fn mixed(run: &mut Run) -> anyhow::Result<()> {
         for over in nemesis.mend(&mut run.cluster)? {
             run.say(over);
         }
-        if Instant::now() >= next {
-            if let Some(began) = nemesis.begin(&mut run.cluster)? {
-                run.say(began);
-                next = Instant::now() + nemesis.pause();
-            }
+        if Instant::now() >= next
+            && let Some(began) = nemesis.begin(&mut run.cluster)?
+        {
+            run.say(began);
+            next = Instant::now() + nemesis.pause();
         }
         std::thread::sleep(Duration::from_millis(20));
     }

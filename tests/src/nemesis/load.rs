@@ -260,11 +260,8 @@ impl Caller {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end && self.may_go_on().await {
             if let Ok(placement) = self.client.get(name, 0).await {
-                let over = match placement.phase() {
-                    Phase::Released => true,
-                    Phase::Failed => placement.undone,
-                    _ => false,
-                };
+                let phase = placement.phase();
+                let over = phase == Phase::Released || (phase == Phase::Failed && placement.undone);
                 if over || is_right(&placement) {
                     return true;
                 }
