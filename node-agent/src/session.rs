@@ -122,10 +122,9 @@ impl Session {
         }
     }
 
-    /// Logs an end; the same one again only in detail logs. Controllers come and go: that is news for a person only when
-    /// none is found for long, or one refuses this agent.
+    /// Logs an end; the same one again only in detail logs.
     fn log_end(&mut self, endpoint: &Uri, end: &End) {
-        let (level, sentence) = match end {
+        let sentence = match end {
             End::Over => return,
             End::Redirected(leader) => {
                 tracing::debug!({ names::ENDPOINT } = %endpoint, %leader, "another controller leads");
@@ -135,10 +134,9 @@ impl Session {
                 tracing::info!({ names::ENDPOINT } = %endpoint, "the host was restarted or changed; the session begins anew");
                 return;
             }
-            End::Refused(why) => (Level::WARN, why),
-            End::Lost(why) if self.alone_since.elapsed() >= ALONE => (Level::WARN, why),
-            End::Lost(why) => (Level::INFO, why),
+            End::Lost(why) | End::Refused(why) => why,
         };
+        let level = loudness(end, self.alone_since.elapsed());
         let said = Some((level, sentence.clone()));
         if self.last_end == said {
             tracing::debug!({ names::ENDPOINT } = %endpoint, { names::ERROR } = %sentence, "{}", names::EVENT_DISCONNECTED);
@@ -310,6 +308,16 @@ impl Session {
     }
 }
 
+/// How loudly the end of an attempt is told, for an agent that has been without a session for so long. Controllers come and
+/// go: that is news for a person only when none is found for long, or one refuses this agent.
+fn loudness(end: &End, alone: Duration) -> Level {
+    match end {
+        End::Refused(_) => Level::WARN,
+        End::Lost(_) if alone >= ALONE => Level::WARN,
+        End::Lost(_) | End::Redirected(_) | End::HostChanged | End::Over => Level::INFO,
+    }
+}
+
 /// An encrypted session is never followed by one in plain text, whoever says so.
 fn never_weaker(endpoint: &Uri, end: End) -> End {
     if let End::Redirected(leader) = &end
@@ -333,6 +341,14 @@ fn say(news: &News) -> Say {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_leaders_is_no_warning_and_a_fleet_without_one_is() {
+        let lost = || End::Lost("connection reset".to_owned());
+        assert_eq!(loudness(&lost(), Duration::from_secs(5)), Level::INFO);
+        assert_eq!(loudness(&lost(), ALONE), Level::WARN);
+        assert_eq!(loudness(&End::Refused("not you".to_owned()), Duration::ZERO), Level::WARN);
+    }
 
     #[test]
     fn no_redirect_leads_from_tls_to_plain_text() {

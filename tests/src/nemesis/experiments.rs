@@ -189,6 +189,11 @@ pub(super) fn paused_leader(run: &mut Run) -> anyhow::Result<()> {
         run.say(format_args!("round {round}: controller {} sleeps while it leads", old.controller));
         let new = run.cluster.wait_leader(old.term, PATIENCE)?;
         run.say(format_args!("controller {} leads after {:.1?}", new.controller, paused.elapsed()));
+        run.wait("a placement by the new leader", PATIENCE, |run| {
+            run.journal.placed_after(paused, new.created.0).is_some()
+        })?;
+        let placed = run.journal.placed_after(paused, new.created.0).context("it was there")?.told - paused;
+        run.say(format_args!("somebody is placed after {placed:.1?}"));
         let (before, _) = run.journal.counts();
         run.wait("answers of the new leader", PATIENCE, |run| run.journal.counts().0 >= before + 10)?;
         // Its sockets take them, although it sleeps: there is something to do when it wakes.
@@ -215,8 +220,8 @@ pub(super) fn paused_leader(run: &mut Run) -> anyhow::Result<()> {
         ensure!(after == at, "revision {at} became {after} after controller {} woke", old.controller);
         let slept = woken - paused;
         run.figure(format!(
-            "a leader slept {slept:.1?}, was asked {TEMPTATIONS} times meanwhile, woke and ended after {ended:.1?} ({status}): 0 \
-             revisions after {at}"
+            "a leader slept {slept:.1?} (next placement after {placed:.1?}), was asked {TEMPTATIONS} times meanwhile, woke and \
+             ended after {ended:.1?} ({status}): 0 revisions after {at}"
         ));
         run.cluster.start_controller(old.controller)?;
         run.load.as_ref().context("the load is over")?.go_on();
