@@ -19,6 +19,7 @@ pub mod judge;
 pub mod load;
 pub mod logs;
 pub mod proxy;
+pub mod supervised;
 #[cfg(test)]
 mod testing;
 

@@ -5,6 +5,7 @@
 
 use super::cluster::{AGENTS, CONTROLLERS, Cluster, MEMBERS, PEERS};
 use super::proxy::{Lane, Mode, Proxy};
+use super::supervised::STOPPING;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
@@ -188,8 +189,8 @@ impl Nemesis {
         let lasts = Duration::from_millis(self.random.random_range(SHORTEST_MS..longest));
         let delay = Duration::from_millis(self.random.random_range(20..400));
         let runs = match part {
-            Part::Controller(n) => cluster.controller_runs(n),
-            Part::Agent(n) => cluster.agent_runs(n),
+            Part::Controller(n) => cluster.controller(n)?.runs(),
+            Part::Agent(n) => cluster.agent(n)?.runs(),
             Part::Member(_) | Part::AllMembersBut(_) => true,
             Part::Agents(_) | Part::Peers(_) | Part::Callers(_) | Part::Store(..) | Part::Stores(_) => true,
         };
@@ -197,17 +198,17 @@ impl Nemesis {
             return Ok(None);
         }
         match (part, deed) {
-            (Part::Controller(n), Deed::Kill) => cluster.kill_controller(n)?,
-            (Part::Controller(n), Deed::Pause) => match cluster.pause_controller(n) {
+            (Part::Controller(n), Deed::Kill) => cluster.controller(n)?.kill()?,
+            (Part::Controller(n), Deed::Pause) => match cluster.controller(n)?.pause() {
                 Ok(()) => {}
                 // It may have lost its lead at this very moment.
-                Err(_) if !cluster.controller_runs(n) => return Ok(None),
+                Err(_) if !cluster.controller(n)?.runs() => return Ok(None),
                 Err(error) => return Err(error),
             },
-            (Part::Controller(n), _) => cluster.stop_controller(n)?,
-            (Part::Agent(n), Deed::Kill) => cluster.kill_agent(n)?,
-            (Part::Agent(n), Deed::Pause) => cluster.pause_agent(n)?,
-            (Part::Agent(n), _) => cluster.stop_agent(n)?,
+            (Part::Controller(n), _) => cluster.controller(n)?.stop()?,
+            (Part::Agent(n), Deed::Kill) => cluster.agent(n)?.kill()?,
+            (Part::Agent(n), Deed::Pause) => cluster.agent(n)?.pause()?,
+            (Part::Agent(n), _) => cluster.agent(n)?.stop()?,
             (Part::Member(n), Deed::Pause) => cluster.pause_member(n)?,
             (Part::Member(n), _) => cluster.kill_member(n)?,
             (Part::AllMembersBut(n), _) => {
@@ -263,15 +264,16 @@ impl Nemesis {
 
 fn end(cluster: &mut Cluster, part: Part, deed: Deed) -> anyhow::Result<String> {
     match (part, deed) {
-        (Part::Controller(n), Deed::Pause) => cluster.wake_controller(n),
+        (Part::Controller(n), Deed::Pause) => cluster.controller(n)?.wake(),
         (Part::Controller(n), Deed::Stop) => {
-            cluster.controller_stopped(n)?;
+            // It may have lost its lead at the same time; whether it said anything else is for its log to tell.
+            cluster.controller(n)?.ends(STOPPING)?;
             cluster.start_controller(n)?;
         }
         (Part::Controller(n), _) => cluster.start_controller(n)?,
-        (Part::Agent(n), Deed::Pause) => cluster.wake_agent(n),
+        (Part::Agent(n), Deed::Pause) => cluster.agent(n)?.wake(),
         (Part::Agent(n), Deed::Stop) => {
-            cluster.agent_stopped(n)?;
+            cluster.agent(n)?.stopped()?;
             cluster.start_agent(n)?;
         }
         (Part::Agent(n), _) => cluster.start_agent(n)?,

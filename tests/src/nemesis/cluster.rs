@@ -8,6 +8,7 @@ use super::client::channel;
 use super::connections::Known;
 use super::load::{Hosts, existing_vm};
 use super::proxy::Proxy;
+use super::supervised::Supervised;
 use crate::etcd::{self, Etcd};
 use crate::process::{Paused, Process, binary, free_port, other, wait_until};
 use anyhow::{Context as _, bail, ensure};
@@ -59,10 +60,7 @@ pub struct Controller {
     pub callers: Proxy,
     /// How it reaches each member of etcd.
     pub store: Vec<Proxy>,
-    process: Option<Process>,
-    paused: Option<Paused>,
-    /// It was asked to end, and is to be started again by whoever asked.
-    stopping: bool,
+    process: Supervised,
 }
 
 /// One agent and its host.
@@ -72,9 +70,7 @@ pub struct Agent {
     pub node: String,
     description: PathBuf,
     data_dir: PathBuf,
-    process: Option<Process>,
-    paused: Option<Paused>,
-    stopping: bool,
+    process: Supervised,
 }
 
 /// How processes reach controllers.
@@ -156,22 +152,15 @@ impl Cluster {
             .collect::<anyhow::Result<_>>()?;
         let known = Known::default();
         let mut controllers = Vec::new();
-        for _ in 0..CONTROLLERS {
+        for number in 0..CONTROLLERS {
             let listen = loopback()?;
             let store = members.iter().map(|member| Proxy::start(runtime, *member)).collect::<anyhow::Result<_>>()?;
             let callers = Proxy::start(runtime, listen)?;
             let others = known.clone();
             let sort = move |port| if others.own(port) { PEERS } else { AGENTS };
             let front = Proxy::with_lanes(runtime, listen, 2, Arc::new(sort))?;
-            controllers.push(Controller {
-                listen,
-                front,
-                callers,
-                store,
-                process: None,
-                paused: None,
-                stopping: false,
-            });
+            let process = Supervised::new(format!("controller {number}"));
+            controllers.push(Controller { listen, front, callers, store, process });
         }
         let mut hosts = BTreeMap::new();
         let mut described = Vec::new();
@@ -231,7 +220,7 @@ impl Cluster {
         let log = self.log(&format!("controller-{number}"))?;
         let program = self.programs.controller.clone();
         let advertised = self.advertised(number);
-        let controller = self.controller_mut(number)?;
+        let controller = self.controllers.get(number).with_context(|| format!("there is no controller {number}"))?;
         let store: Vec<_> = controller.store.iter().map(Proxy::endpoint).collect();
         let mut command = other(program);
         command.args(["--listen", &controller.listen.to_string(), "--etcd", &store.join(",")]);
@@ -247,8 +236,7 @@ impl Cluster {
         }
         let process = Process::start_logged(command, &log)?;
         let id = process.id();
-        controller.process = Some(process);
-        controller.stopping = false;
+        self.controller(number)?.started(process);
         self.known.add(id);
         Ok(())
     }
@@ -270,132 +258,27 @@ impl Cluster {
             command.args(["--controller", &front]);
         }
         let process = Process::start_logged(command, &log)?;
-        let agent = self.agent_mut(number)?;
-        agent.process = Some(process);
-        agent.stopping = false;
+        self.agent(number)?.started(process);
         Ok(())
     }
 
-    fn controller_mut(&mut self, number: usize) -> anyhow::Result<&mut Controller> {
-        self.controllers.get_mut(number).with_context(|| format!("there is no controller {number}"))
-    }
-
-    fn agent_mut(&mut self, number: usize) -> anyhow::Result<&mut Agent> {
-        self.agents.get_mut(number).with_context(|| format!("there is no agent {number}"))
-    }
-
-    /// Ends a controller as a crash would.
+    /// The process of a controller.
     ///
     /// # Errors
-    /// When it does not run.
-    pub fn kill_controller(&mut self, number: usize) -> anyhow::Result<()> {
-        let controller = self.controller_mut(number)?;
-        kill(controller.process.take(), controller.paused.take())
+    /// When there is no such controller.
+    pub fn controller(&mut self, number: usize) -> anyhow::Result<&mut Supervised> {
+        let controller =
+            self.controllers.get_mut(number).with_context(|| format!("there is no controller {number}"))?;
+        Ok(&mut controller.process)
     }
 
-    /// Stops a controller in its tracks, until [`Cluster::wake_controller`].
+    /// The process of an agent.
     ///
     /// # Errors
-    /// When it does not run, or ends just then.
-    pub fn pause_controller(&mut self, number: usize) -> anyhow::Result<()> {
-        let controller = self.controller_mut(number)?;
-        controller.paused = Some(running(&controller.process)?.pause()?);
-        Ok(())
-    }
-
-    /// A controller that was paused goes on.
-    pub fn wake_controller(&mut self, number: usize) {
-        if let Some(controller) = self.controllers.get_mut(number) {
-            controller.paused = None;
-        }
-    }
-
-    /// Asks a controller to end (SIGTERM).
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub fn stop_controller(&mut self, number: usize) -> anyhow::Result<()> {
-        let controller = self.controller_mut(number)?;
-        controller.stopping = true;
-        running(&controller.process)?.terminate()
-    }
-
-    /// Waits until a controller that was asked to end has ended, and gives how long that took.
-    ///
-    /// # Errors
-    /// When it does not end in time, or not well.
-    pub fn controller_stopped(&mut self, number: usize) -> anyhow::Result<Duration> {
-        stopped(self.controller_mut(number)?.process.take(), &format!("controller {number}"))
-    }
-
-    /// Whether a controller runs and is not paused.
-    #[must_use]
-    pub fn controller_runs(&mut self, number: usize) -> bool {
-        self.controllers
-            .get_mut(number)
-            .is_some_and(|it| it.paused.is_none() && !it.stopping && goes_on(&mut it.process))
-    }
-
-    /// Waits for a controller to end by itself.
-    ///
-    /// # Errors
-    /// When it goes on.
-    pub fn controller_ends(&mut self, number: usize, limit: Duration) -> anyhow::Result<ExitStatus> {
-        let process = &mut self.controller_mut(number)?.process;
-        let status = process.as_mut().context("it does not run")?.ended_within(limit)?;
-        let status = status.with_context(|| format!("controller {number} goes on after {} s", limit.as_secs()))?;
-        *process = None;
-        Ok(status)
-    }
-
-    /// Ends an agent as a crash would.
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub fn kill_agent(&mut self, number: usize) -> anyhow::Result<()> {
-        let agent = self.agent_mut(number)?;
-        kill(agent.process.take(), agent.paused.take())
-    }
-
-    /// Stops an agent in its tracks, until [`Cluster::wake_agent`].
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub fn pause_agent(&mut self, number: usize) -> anyhow::Result<()> {
-        let agent = self.agent_mut(number)?;
-        agent.paused = Some(running(&agent.process)?.pause()?);
-        Ok(())
-    }
-
-    /// An agent that was paused goes on.
-    pub fn wake_agent(&mut self, number: usize) {
-        if let Some(agent) = self.agents.get_mut(number) {
-            agent.paused = None;
-        }
-    }
-
-    /// Asks an agent to end (SIGTERM).
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub fn stop_agent(&mut self, number: usize) -> anyhow::Result<()> {
-        let agent = self.agent_mut(number)?;
-        agent.stopping = true;
-        running(&agent.process)?.terminate()
-    }
-
-    /// Waits until an agent that was asked to end has ended.
-    ///
-    /// # Errors
-    /// When it does not end in time, or not well.
-    pub fn agent_stopped(&mut self, number: usize) -> anyhow::Result<Duration> {
-        stopped(self.agent_mut(number)?.process.take(), &format!("agent {number}"))
-    }
-
-    /// Whether an agent runs and is not paused.
-    #[must_use]
-    pub fn agent_runs(&mut self, number: usize) -> bool {
-        self.agents.get_mut(number).is_some_and(|it| it.paused.is_none() && !it.stopping && goes_on(&mut it.process))
+    /// When there is no such agent.
+    pub fn agent(&mut self, number: usize) -> anyhow::Result<&mut Supervised> {
+        let agent = self.agents.get_mut(number).with_context(|| format!("there is no agent {number}"))?;
+        Ok(&mut agent.process)
     }
 
     /// Ends a member of etcd as a crash would.
@@ -436,20 +319,16 @@ impl Cluster {
     pub fn tend(&mut self) -> anyhow::Result<Vec<Ended>> {
         let mut ended = Vec::new();
         for number in 0..self.controllers.len() {
-            let controller = &mut self.controllers[number];
-            if !controller.stopping
-                && let Some(status) = has_ended(&mut controller.process)?
-            {
-                ended.push(Ended { who: format!("controller {number}"), status });
+            let process = self.controller(number)?;
+            if let Some(status) = process.ended_by_itself()? {
+                ended.push(Ended { who: process.who().to_owned(), status });
                 self.start_controller(number)?;
             }
         }
         for number in 0..self.agents.len() {
-            let agent = &mut self.agents[number];
-            if !agent.stopping
-                && let Some(status) = has_ended(&mut agent.process)?
-            {
-                ended.push(Ended { who: format!("agent {number}"), status });
+            let process = self.agent(number)?;
+            if let Some(status) = process.ended_by_itself()? {
+                ended.push(Ended { who: process.who().to_owned(), status });
                 self.start_agent(number)?;
             }
         }
@@ -578,37 +457,6 @@ fn describe(dir: &Path, number: usize) -> anyhow::Result<(Agent, KeptHost)> {
     std::fs::write(&description, text).with_context(|| format!("cannot write {}", description.display()))?;
     let (spec, delays) = sim_host::read(&description, &node.parse()?)?;
     let host = KeptHost::open(spec, delays, &data_dir)?;
-    Ok((Agent { node, description, data_dir, process: None, paused: None, stopping: false }, host))
-}
-
-fn running(process: &Option<Process>) -> anyhow::Result<&Process> {
-    process.as_ref().context("it does not run")
-}
-
-/// Kills, then wakes: in the other order a paused process would get a moment to act.
-fn kill(process: Option<Process>, paused: Option<Paused>) -> anyhow::Result<()> {
-    process.context("it does not run")?.kill()?;
-    drop(paused);
-    Ok(())
-}
-
-fn stopped(process: Option<Process>, who: &str) -> anyhow::Result<Duration> {
-    let begun = std::time::Instant::now();
-    let mut process = process.with_context(|| format!("{who} does not run"))?;
-    let status = process.ended_within(START)?.with_context(|| format!("{who} does not end when it is asked to"))?;
-    ensure!(status.success(), "{who} was asked to end and ended with {status}; it said:\n{}", process.log());
-    Ok(begun.elapsed())
-}
-
-fn goes_on(process: &mut Option<Process>) -> bool {
-    process.as_mut().is_some_and(|process| matches!(process.ended_within(Duration::ZERO), Ok(None)))
-}
-
-fn has_ended(process: &mut Option<Process>) -> anyhow::Result<Option<ExitStatus>> {
-    let Some(running) = process else { return Ok(None) };
-    let status = running.ended_within(Duration::ZERO)?;
-    if status.is_some() {
-        *process = None;
-    }
-    Ok(status)
+    let process = Supervised::new(format!("agent {number}"));
+    Ok((Agent { node, description, data_dir, process }, host))
 }

@@ -150,7 +150,7 @@ pub(super) fn leader_kills(run: &mut Run) -> anyhow::Result<()> {
         let more = run.random.random_range(5..40);
         run.wait("answers before the kill", PATIENCE, |run| run.journal.counts().0 >= before + more)?;
         let killed = Instant::now();
-        run.cluster.kill_controller(old.controller)?;
+        run.cluster.controller(old.controller)?.kill()?;
         let new = run.cluster.wait_leader(old.term, PATIENCE)?;
         let elected = killed.elapsed();
         run.wait("a placement after the kill", PATIENCE, |run| {
@@ -184,7 +184,7 @@ pub(super) fn paused_leader(run: &mut Run) -> anyhow::Result<()> {
         let old = run.cluster.wait_leader(0, PATIENCE)?;
         let (before, _) = run.journal.counts();
         run.wait("answers before the pause", PATIENCE, |run| run.journal.counts().0 >= before + 10)?;
-        run.cluster.pause_controller(old.controller)?;
+        run.cluster.controller(old.controller)?.pause()?;
         let paused = Instant::now();
         run.say(format_args!("round {round}: controller {} sleeps while it leads", old.controller));
         let new = run.cluster.wait_leader(old.term, PATIENCE)?;
@@ -207,9 +207,9 @@ pub(super) fn paused_leader(run: &mut Run) -> anyhow::Result<()> {
         run.say("nothing is under way; it wakes");
         let at = revision(run)?;
         ensure!(paused.elapsed() > LEASE, "it slept for {:?} only", paused.elapsed());
-        run.cluster.wake_controller(old.controller);
+        run.cluster.controller(old.controller)?.wake();
         let woken = Instant::now();
-        let status = run.cluster.controller_ends(old.controller, PATIENCE)?;
+        let status = run.cluster.controller(old.controller)?.ends(PATIENCE)?;
         let ended = woken.elapsed();
         ensure!(!status.success(), "a controller that lost its lead ended with {status}");
         let told = run.runtime.block_on(async { tokio::time::timeout(PATIENCE, tempting.join_all()).await });
@@ -278,8 +278,8 @@ pub(super) fn rolling_restart(run: &mut Run) -> anyhow::Result<()> {
             run.wait("answers before a restart", PATIENCE, |run| run.journal.counts().0 >= before + 20)?;
             let leads = run.cluster.wait_leader(0, PATIENCE)?.controller == number;
             let what = if leads { "leads" } else { "follows" };
-            run.cluster.stop_controller(number)?;
-            let ended = run.cluster.controller_stopped(number)?;
+            run.cluster.controller(number)?.stop()?;
+            let ended = run.cluster.controller(number)?.stopped()?;
             run.cluster.start_controller(number)?;
             let begun = Instant::now();
             run.cluster.wait_ready(PATIENCE)?;
