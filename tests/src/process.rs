@@ -367,13 +367,18 @@ pub fn wait_until(limit: Duration, mut done: impl FnMut() -> anyhow::Result<bool
     }
 }
 
+/// Below the ports that systems give to those who connect: what is let go for a restart is not taken by somebody's
+/// connection meanwhile.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
 /// A port that was free a moment ago.
 ///
 /// # Errors
-/// When none is.
+/// When none is found.
 pub fn free_port() -> anyhow::Result<u16> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
-    Ok(listener.local_addr().context("a listener without an address")?.port())
+    let tried = (0..100).map(|_| rand::random_range(PORTS));
+    let mut free = tried.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().context("no port is free")
 }
 
 /// A running `berth dev`.
