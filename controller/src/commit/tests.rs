@@ -91,7 +91,7 @@ fn at(groups: &mut Groups) -> Option<(u64, u64)> {
 #[tokio::test]
 async fn a_world_is_never_said_to_be_complete_beyond_what_may_have_landed_without_it() {
     let (_store, Pipeline { mut groups, .. }) = pipeline(0).await;
-    let mut send = |groups: &mut Groups, name: &str| {
+    let send = |groups: &mut Groups, name: &str| {
         groups.add(&[placement(name, 1)]).unwrap();
         let (id, _) = groups.next_to_send().unwrap();
         (id, groups.mark())

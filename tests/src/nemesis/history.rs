@@ -225,7 +225,15 @@ impl History {
                 self.claims.remove(&text);
                 touched.insert(text);
             }
-            (Key::Term | Key::Node(_), Event::Delete { .. }) => self.is_wrong(format_args!("{text} is deleted")),
+            (Key::Fleet, Event::Put(item)) => {
+                record::read_fleet(&item.value)?;
+                if item.version > 1 {
+                    self.is_wrong("the fleet gets another name");
+                }
+            }
+            (Key::Term | Key::Fleet | Key::Node(_), Event::Delete { .. }) => {
+                self.is_wrong(format_args!("{text} is deleted"))
+            }
         }
         Ok(())
     }
