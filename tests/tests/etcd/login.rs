@@ -1,7 +1,5 @@
 //! Who is let in: users with passwords, and TLS with certificates on both sides.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
 use super::{Server, options, put};
 use berth_store::Store;
 use berth_store_etcd::{Etcd, Options};
