@@ -147,6 +147,12 @@ impl Scene {
         self.until("all nodes are ready", ready).await;
     }
 
+    /// Waits until agents hold nothing any more: a release is over before its agent has heard so.
+    async fn let_go(&self) {
+        let gone = || async { self.agents.iter().all(|agent| agent.holds() == 0) };
+        self.until("no agent holds anything", gone).await;
+    }
+
     /// A placement without what it does not matter here: its history, and what it once was asked by.
     async fn placement(&self, name: &str) -> Value {
         let all = self.json(&format!("get placements {name}")).await;
@@ -315,6 +321,7 @@ async fn a_controller_that_lost_everything_is_obeyed_again() {
     let obeyed = term(&scene.json("status").await);
     // Agents must have heard of it, or there is nothing to rise above.
     scene.good("release one --wait --timeout 60s").await;
+    scene.let_go().await;
 
     scene.lose_store().await;
     scene.lead().await;
@@ -350,6 +357,7 @@ async fn a_controller_on_another_store_takes_nothing_from_agents() {
         assert!(scene.good("status").await.contains("Strangers"));
         let (exit, refused) = scene.run("place other --vm other --node hv-01").await;
         assert_eq!(exit, Exit::NotPlaceable, "{refused}");
+        assert_eq!(scene.agents.iter().map(agent::Running::holds).collect::<Vec<_>>(), [1, 0]);
     };
     scene.stop_controller().await;
     scene.config.data_dir = scene.dir.path().join("wrong");
@@ -383,6 +391,7 @@ async fn a_controller_on_another_store_takes_nothing_from_agents() {
     assert_eq!(what_must_stay(&scene.placement("one").await), what_must_stay(&before));
     assert_eq!((scene.claims().await, &scene.json("status").await["fleet"]), (claims, &fleet));
     scene.good("release one --wait --timeout 60s").await;
+    scene.let_go().await;
 
     // What holds nothing is nobody's: a fresh start is one.
     scene.lose_store().await;

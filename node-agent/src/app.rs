@@ -63,6 +63,11 @@ pub async fn start(config: Config, driver: Arc<dyn HostDriver>) -> Result<Runnin
 }
 
 impl Running {
+    /// How many placements its ledger holds.
+    pub fn holds(&self) -> u32 {
+        self.ledger.ledger().placements()
+    }
+
     /// Ends the agent. A step under way is left where it is; the next start looks and goes on. The data directory is free
     /// when this returns.
     pub async fn stop(mut self) {
