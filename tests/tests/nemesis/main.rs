@@ -2,6 +2,7 @@
 
 use berth_tests::nemesis::experiments::Experiment;
 use berth_tests::nemesis::{Options, run};
+use berth_tests::process::skip;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,10 @@ const CALLERS: usize = 16;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn check(experiment: Experiment, duration: Duration, rounds: u32) {
+    if cfg!(not(unix)) {
+        skip(experiment.name(), "processes are paused and asked to end with signals, which this system has not");
+        return;
+    }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let options = Options { experiment, seed: SEED, agents: AGENTS, callers: CALLERS, duration, rounds };
     match run(options) {
