@@ -133,6 +133,15 @@ impl Etcd {
         self.members.iter().map(|member| member.endpoint.clone()).collect()
     }
 
+    /// The system's number for a member's process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn id(&self, n: usize) -> anyhow::Result<u32> {
+        let process = self.member(n)?.process.as_ref();
+        Ok(process.with_context(|| format!("member {n} does not run"))?.id())
+    }
+
     /// Ends a member as a crash would.
     ///
     /// # Errors

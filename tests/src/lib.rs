@@ -4,6 +4,7 @@
 
 mod agenda;
 mod behind;
+pub mod bench;
 pub mod config;
 pub mod etcd;
 pub mod faults;

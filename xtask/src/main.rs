@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+mod bench;
 mod cargo;
 mod config;
 mod demo;
@@ -23,7 +24,9 @@ usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GP
        cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
                                                  the log of one
        cargo xtask nemesis [--experiment NAME]... [--seed S] [--for 10m] [--rounds N]    a whole Berth as processes while
-                                                 everything goes wrong; --help says more";
+                                                 everything goes wrong; --help says more
+       cargo xtask bench WHAT [--short] [-o json]    how fast and how small it is here: latency, throughput, takeover or
+                                                     idle; --help says more";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         },
         ["sim", options @ ..] => report(sim(options)),
         ["nemesis", options @ ..] => report(nemesis(options)),
+        ["bench", args @ ..] => report(bench::run(args)),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS

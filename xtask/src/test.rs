@@ -85,7 +85,7 @@ impl Part {
             ("berth-tests", "powershell") => Self::PowerShell,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
-            ("berth-tests", "e2e") => Self::EndToEnd,
+            ("berth-tests", "e2e" | "bench") => Self::EndToEnd,
             ("berth-tests", "nemesis") => Self::Nemesis,
             _ => Self::Unit,
         }
