@@ -196,15 +196,14 @@ impl Brain {
         placements: Vec<Placement>,
         now: Timestamp,
     ) -> Result<Self, LoadError> {
-        let mut world = World::default();
-        for stored in nodes {
-            world.insert_node(node_from_store(stored, now));
-        }
+        let known: BTreeMap<&NodeName, &StoredNode> = nodes.iter().map(|node| (&node.name, node)).collect();
         let mut owners: BTreeMap<GpuId, PlacementName> = BTreeMap::new();
+        let mut world = World::default();
         for placement in placements {
             if let (true, Some(assignment)) = (placement.phase.holds_claims(), &placement.assignment) {
+                let node = known.get(&assignment.node);
                 for gpu in assignment.gpu_ids() {
-                    if world.node(&gpu.node).is_none_or(|node| !node.gpus.contains_key(&gpu.address)) {
+                    if node.is_none_or(|node| node.gpus.iter().all(|(address, _)| *address != gpu.address)) {
                         return Err(LoadError::UnknownGpu { gpu, placement: placement.name().clone() });
                     }
                     if let Some(first) = owners.insert(gpu.clone(), placement.name().clone()) {
@@ -213,6 +212,10 @@ impl Brain {
                 }
             }
             world.put_placement(placement);
+        }
+        // After their placements, so that each is derived once and not again with every placement on it.
+        for stored in nodes {
+            world.insert_node(node_from_store(stored, now));
         }
         Ok(Self { world, term, limits, since: now, room: false, pass: None, waiting_vms: BTreeSet::new() })
     }

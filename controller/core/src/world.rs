@@ -493,42 +493,15 @@ impl World {
 
     /// Puts a placement in the place of the one of its name, if any, and brings everything derived from it up to date.
     pub fn put_placement(&mut self, placement: Placement) {
-        let name = placement.name().clone();
-        self.forget(&name);
         let placement = Arc::new(placement);
-        self.by_uid.insert(placement.uid.clone(), name.clone());
-        self.by_request.insert(placement.request.request_id.clone(), name.clone());
-        if placement.phase.is_live() {
-            self.by_vm.insert(vm_key(&placement.request.vm), name.clone());
-            if let Some(id) = &placement.vm_id {
-                self.by_vm.insert(VmSelector::Id(id.clone()), name.clone());
-            }
-        } else {
-            self.over.insert((placement.phase_since, name.clone()));
-            self.live.remove(&name);
-        }
-        if let Some(until) = placement.phase.deadline() {
-            self.deadlines.insert((until, name.clone()));
-        }
-        if matches!(placement.phase, Phase::Queued { .. }) {
-            self.queue.insert((placement.created, name.clone()));
-        }
-        if let (true, Some(assignment)) = (placement.phase.holds_claims(), &placement.assignment) {
-            self.on_node.entry(assignment.node.clone()).or_default().insert(name.clone());
-            if let Some(group) = &placement.request.spread_group {
-                self.spread.entry(group.clone()).or_default().insert(name.clone());
-            }
-            let node = assignment.node.clone();
-            let owner = Arc::clone(&placement);
-            self.update_node(&node, |node| claim(node, &owner));
-        }
-        self.placements.insert(name, placement);
+        let before = self.placements.insert(placement.name().clone(), Arc::clone(&placement));
+        self.rederive(before.as_ref(), Some(&placement));
     }
 
     /// Removes a placement from the history. What it owned is free.
     pub fn remove_placement(&mut self, name: &PlacementName) {
-        self.forget(name);
-        self.placements.remove(name);
+        let before = self.placements.remove(name);
+        self.rederive(before.as_ref(), None);
         self.live.remove(name);
     }
 
@@ -539,39 +512,60 @@ impl World {
         }
     }
 
-    /// Takes a placement out of everything derived.
-    fn forget(&mut self, name: &PlacementName) {
-        let Some(old) = self.placements.get(name).cloned() else { return };
-        self.by_uid.remove(&old.uid);
-        self.by_request.remove(&old.request.request_id);
-        for key in std::iter::once(vm_key(&old.request.vm)).chain(old.vm_id.clone().map(VmSelector::Id)) {
-            if self.by_vm.get(&key) == Some(name) {
-                self.by_vm.remove(&key);
-            }
+    /// Brings everything derived from one placement up to date. What it gives both before and after is left alone: most
+    /// changes of a placement are a step of its phase, and maps that are not touched are shared with every snapshot.
+    fn rederive(&mut self, before: Option<&Arc<Placement>>, after: Option<&Arc<Placement>>) {
+        let Some(name) = after.or(before).map(|placement| placement.name().clone()) else { return };
+        let live = |p: &Placement| p.phase.is_live();
+        change(&mut self.by_uid, &name, before, after, |p| [Some(p.uid.clone())]);
+        change(&mut self.by_request, &name, before, after, |p| [Some(p.request.request_id.clone())]);
+        change(&mut self.by_vm, &name, before, after, |p| match live(p) {
+            true => [Some(vm_key(&p.request.vm)), p.vm_id.clone().map(VmSelector::Id)],
+            false => [None, None],
+        });
+        mark(&mut self.over, &name, before, after, |p| (!live(p)).then_some(p.phase_since));
+        mark(&mut self.deadlines, &name, before, after, |p| p.phase.deadline());
+        mark(&mut self.queue, &name, before, after, |p| matches!(p.phase, Phase::Queued { .. }).then_some(p.created));
+        if after.is_some_and(|placement| !live(placement)) {
+            self.live.remove(&name);
         }
-        self.over.remove(&(old.phase_since, name.clone()));
-        self.queue.remove(&(old.created, name.clone()));
-        if let Some(until) = old.phase.deadline() {
-            self.deadlines.remove(&(until, name.clone()));
+        let owns = |p: &Arc<Placement>| p.phase.holds_claims() && p.assignment.is_some();
+        let (owned, owning) = (before.filter(|p| owns(p)), after.filter(|p| owns(p)));
+        let same = |(old, new): (&Arc<Placement>, &Arc<Placement>)| {
+            old.assignment == new.assignment
+                && old.request.resources == new.request.resources
+                && old.request.spread_group == new.request.spread_group
+        };
+        if owned.zip(owning).is_some_and(same) {
+            return;
         }
-        if let (true, Some(assignment)) = (old.phase.holds_claims(), &old.assignment) {
-            if let Some(set) = self.on_node.get_mut(&assignment.node) {
-                set.remove(name);
-                if set.is_empty() {
-                    self.on_node.remove(&assignment.node);
-                }
-            }
-            if let Some(group) = &old.request.spread_group
-                && let Some(members) = self.spread.get_mut(group)
-            {
-                members.remove(name);
-                if members.is_empty() {
-                    self.spread.remove(group);
-                }
-            }
-            let node = assignment.node.clone();
-            self.update_node(&node, |node| unclaim(node, &old));
+        if let Some(old) = owned {
+            self.disown(old);
         }
+        if let Some(new) = owning {
+            self.own(new);
+        }
+    }
+
+    /// A placement owns GPUs from now on.
+    fn own(&mut self, placement: &Placement) {
+        let Some(assignment) = &placement.assignment else { return };
+        let name = placement.name();
+        self.on_node.entry(assignment.node.clone()).or_default().insert(name.clone());
+        if let Some(group) = &placement.request.spread_group {
+            self.spread.entry(group.clone()).or_default().insert(name.clone());
+        }
+        self.update_node(&assignment.node, |node| claim(node, placement));
+    }
+
+    /// A placement owns nothing any more.
+    fn disown(&mut self, placement: &Placement) {
+        let Some(assignment) = &placement.assignment else { return };
+        leave(&mut self.on_node, &assignment.node, placement.name());
+        if let Some(group) = &placement.request.spread_group {
+            leave(&mut self.spread, group, placement.name());
+        }
+        self.update_node(&assignment.node, |node| unclaim(node, placement));
     }
 
     /// Builds everything derived anew from nodes and placements and names what differs from what is kept.
@@ -611,6 +605,56 @@ impl World {
         }
         let slot = self.live.entry(name.clone()).or_default();
         change(Arc::make_mut(slot));
+    }
+}
+
+/// Moves a placement in a look-up from what it was found by to what it is found by.
+fn change<K: Ord + Clone, const N: usize>(
+    index: &mut OrdMap<K, PlacementName>,
+    name: &PlacementName,
+    before: Option<&Arc<Placement>>,
+    after: Option<&Arc<Placement>>,
+    keys: impl Fn(&Placement) -> [Option<K>; N],
+) {
+    let keys = |placement: Option<&Arc<Placement>>| placement.map(|p| keys(p)).into_iter().flatten().flatten();
+    let (was, is): (Vec<K>, Vec<K>) = (keys(before).collect(), keys(after).collect());
+    for key in was.iter().filter(|key| !is.contains(key)) {
+        if index.get(key) == Some(name) {
+            index.remove(key);
+        }
+    }
+    for key in is.into_iter().filter(|key| !was.contains(key)) {
+        index.insert(key, name.clone());
+    }
+}
+
+/// Moves a placement in a list in order of time from where it was to where it is.
+fn mark(
+    list: &mut OrdSet<(Timestamp, PlacementName)>,
+    name: &PlacementName,
+    before: Option<&Arc<Placement>>,
+    after: Option<&Arc<Placement>>,
+    time: impl Fn(&Placement) -> Option<Timestamp>,
+) {
+    let (was, is) = (before.and_then(|p| time(p)), after.and_then(|p| time(p)));
+    if was == is {
+        return;
+    }
+    if let Some(was) = was {
+        list.remove(&(was, name.clone()));
+    }
+    if let Some(is) = is {
+        list.insert((is, name.clone()));
+    }
+}
+
+/// Takes a placement out of the group of a key; a group without members is none.
+fn leave<K: Ord + Clone>(groups: &mut OrdMap<K, OrdSet<PlacementName>>, key: &K, name: &PlacementName) {
+    if let Some(members) = groups.get_mut(key) {
+        members.remove(name);
+        if members.is_empty() {
+            groups.remove(key);
+        }
     }
 }
 

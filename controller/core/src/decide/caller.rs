@@ -2,14 +2,14 @@
 
 use super::Brain;
 use super::draft::Draft;
-use crate::lifecycle::Event;
+use crate::lifecycle::{self, Event};
 use crate::schedule;
 use berth_model::placement::{Assignment, Phase, Placement};
 use berth_model::reason::Refusal;
 use berth_model::request::{FieldError, PlacementRequest};
 use berth_model::trace::TraceParent;
 use berth_model::vm::VmSelector;
-use berth_model::{PlacementName, PlacementUid, VmId};
+use berth_model::{PlacementName, PlacementUid, Timestamp, VmId};
 use std::sync::Arc;
 
 impl Brain {
@@ -45,16 +45,21 @@ impl Brain {
             return Err(Refusal::TooManyPlacements { count });
         }
         let name = request.name.clone();
-        let queue = request.queue;
-        let placed = schedule::find(&self.world, &request, draft.now)?;
-        if placed.is_none() {
-            let queued = self.world.queued();
-            if queue.is_none() {
-                return Err(Refusal::NoRoom(Box::new(request)));
-            } else if queued >= self.limits.queued {
-                return Err(Refusal::QueueFull { queued });
+        let assignment = schedule::find(&self.world, &request, draft.now)?;
+        let event = match (&assignment, request.queue) {
+            (Some(_), _) => Event::Placed { until: self.hold_ends(draft, &request) },
+            (None, None) => return Err(Refusal::NoRoom(Box::new(request))),
+            (None, Some(queue)) => {
+                let queued = self.world.queued();
+                if queued >= self.limits.queued {
+                    return Err(Refusal::QueueFull { queued });
+                }
+                Event::MustWait { until: draft.now.after(queue) }
             }
-        }
+        };
+        // Both are ways to begin.
+        let phase = lifecycle::next(&Phase::Requested, &event, draft.now, &self.limits).unwrap_or(Phase::Requested);
+        let placed = assignment.is_some();
         self.put(
             draft,
             Placement {
@@ -64,22 +69,23 @@ impl Brain {
                 trace,
                 created: draft.now,
                 version: 0,
-                phase: Phase::Requested,
+                phase,
                 phase_since: draft.now,
-                assignment: None,
+                assignment,
                 vm_id: None,
                 generation: 0,
             },
         );
-        match (placed, queue) {
-            (Some(assignment), _) => self.place(draft, &name, assignment),
-            (None, queue) => {
-                let until = draft.now.after(queue.unwrap_or_default());
-                self.happen(draft, &name, &Event::MustWait { until }, |_| {});
-            }
+        if placed {
+            self.take_up_if_there(draft, &name);
         }
         draft.answer = Some(name);
         Ok(())
+    }
+
+    /// When the hold of a placement that is decided now ends.
+    fn hold_ends(&self, draft: &Draft, request: &PlacementRequest) -> Timestamp {
+        draft.now.after(request.hold.unwrap_or(self.limits.hold))
     }
 
     /// The live placement of a VM, whether it was named the same way or not.
@@ -98,11 +104,15 @@ impl Brain {
         })
     }
 
-    /// Gives a requested or queued placement its GPUs; goes on at once when its VM is there already.
+    /// Gives a queued placement its GPUs; goes on at once when its VM is there already.
     pub(super) fn place(&mut self, draft: &mut Draft, name: &PlacementName, assignment: Assignment) {
         let Some(placement) = self.world.placement(name) else { return };
-        let until = draft.now.after(placement.request.hold.unwrap_or(self.limits.hold));
+        let until = self.hold_ends(draft, &placement.request);
         self.happen(draft, name, &Event::Placed { until }, |placement| placement.assignment = Some(assignment));
+        self.take_up_if_there(draft, name);
+    }
+
+    fn take_up_if_there(&mut self, draft: &mut Draft, name: &PlacementName) {
         if let Some(vm) = self.vm_of(name) {
             self.take_up(draft, name, vm);
         }
