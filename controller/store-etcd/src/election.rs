@@ -146,7 +146,7 @@ async fn take_the_lead(link: &Link, candidate: &str, lease: i64) -> Result<Optio
                 TxnOp::put(leader, leader_value, Some(PutOptions::new().with_lease(lease))),
                 TxnOp::put(term_key, term_value, None),
             ]);
-        match link.transact(&transaction).await {
+        match link.transact(|| transaction.clone()).await {
             Ok((true, created)) => return Ok(Some((term, created))),
             Ok((false, _)) => {}
             // Whether it was done shows in whose lease the key hangs on.

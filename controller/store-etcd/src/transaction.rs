@@ -63,13 +63,16 @@ impl Link {
     pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
         transaction.check()?;
         let conditions = conditions(&transaction);
-        let compares: Vec<_> = conditions.iter().map(|condition| condition.compare(self)).collect();
         let write = |write: &Write| match write {
             Write::Put { key, value } => TxnOp::put(self.space.key(key), value.to_vec(), None),
             Write::Delete { key } => TxnOp::delete(self.space.key(key), None),
         };
-        let writes: Vec<_> = transaction.writes.iter().map(write).collect();
-        let (done, at) = self.transact(&Txn::new().when(compares).and_then(writes)).await?;
+        let sent = self.transact(|| {
+            let compares: Vec<_> = conditions.iter().map(|condition| condition.compare(self)).collect();
+            let writes: Vec<_> = transaction.writes.iter().map(write).collect();
+            Txn::new().when(compares).and_then(writes)
+        });
+        let (done, at) = sent.await?;
         if !done {
             return Err(self.refusal(&conditions, at).await);
         }
@@ -79,10 +82,11 @@ impl Link {
         Ok(at)
     }
 
-    /// Sends a transaction once. Gives whether its compares held, and the revision it was looked at, or made.
-    pub(crate) async fn transact(&self, transaction: &Txn) -> Result<(bool, Revision), Trouble> {
+    /// Sends a transaction once. Gives whether its compares held, and the revision it was looked at, or made. It is built
+    /// for each member that is asked, which is nearly always one: a full transaction is expensive to copy.
+    pub(crate) async fn transact(&self, build: impl Fn() -> Txn) -> Result<(bool, Revision), Trouble> {
         let answer = self.members.tell(|client| {
-            let transaction = transaction.clone();
+            let transaction = build();
             async move { kv(&client).txn(transaction).await }
         });
         let answer = answer.await?;
