@@ -139,7 +139,7 @@ fn prepare(backup: Backup, limits: &Limits, now: Timestamp) -> Result<Prepared, 
             Key::GpuClaim(_) | Key::VmClaim(_) | Key::Request(_) => claims.push(item),
         }
     }
-    load::check_claims(&placements, claims)?;
+    load::check_claims(&placements, [claims])?;
     let as_it_was = Content { term: header.term, fleet, nodes, placements };
     as_it_was.check(limits, now)?;
     let passed = now.since(taken_at);

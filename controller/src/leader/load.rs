@@ -11,7 +11,7 @@ use berth_model::placement::Placement;
 use berth_model::vm::VmSelector;
 use berth_store::{KeyValue, Revision, Store, key, record};
 use futures::future::try_join_all;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Records read at once: some MiB at most.
 const PAGE: usize = 1_000;
@@ -95,7 +95,7 @@ pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp)
     let node_versions = nodes.iter().map(|item| (item.key.clone(), item.version)).collect();
     let nodes = decode(&nodes, record::read_node)?;
     let placements = decode(&placements, record::read_placement)?;
-    check_claims(&placements, [gpus, vms, names, requests].concat())?;
+    check_claims(&placements, [gpus, vms, names, requests])?;
     let brain = Brain::load(term, limits.clone(), nodes, placements, now)?.of_fleet(fleet);
     Ok(Loaded { brain, node_versions, revision })
 }
@@ -161,27 +161,36 @@ async fn read(
 
 /// What each placement must own in the store, worked out here once more: the store's claims are what keeps a GPU from
 /// having two owners, so that a difference in either direction is a fault.
-pub(crate) fn check_claims(placements: &[Placement], stored: Vec<KeyValue>) -> Result<(), Error> {
-    let mut claims = BTreeMap::new();
-    for item in stored {
-        let claim = record::read_claim(&item)?;
-        claims.insert(item.key, claim);
-    }
+pub(crate) fn check_claims(
+    placements: &[Placement],
+    stored: impl IntoIterator<Item = Vec<KeyValue>>,
+) -> Result<(), Error> {
+    let mut claims: HashMap<String, KeyValue> =
+        stored.into_iter().flatten().map(|item| (item.key.clone(), item)).collect();
     let mut contradictions = Vec::new();
     for placement in placements {
         let (name, uid) = (placement.name(), &placement.uid);
+        // Equal claims are equal bytes: only one that differs is worth reading.
+        let expected = record::claim(name, uid);
         for key in owned(placement) {
             match claims.remove(&key) {
-                Some(claim) if claim.placement == *name && claim.uid == *uid => {}
-                Some(claim) => {
-                    contradictions.push(format!("{key} belongs to {}, but {name} ({uid}) owns it", show(&claim)))
+                Some(item) if item.value == expected => {}
+                Some(item) => {
+                    let claim = record::read_claim(&item)?;
+                    if claim.placement != *name || claim.uid != *uid {
+                        contradictions.push(format!("{key} belongs to {}, but {name} ({uid}) owns it", show(&claim)));
+                    }
                 }
                 None => contradictions.push(format!("{name} ({uid}) owns {key}, but there is no such claim")),
             }
         }
     }
-    contradictions
-        .extend(claims.iter().map(|(key, claim)| format!("{key} belongs to {}, which does not own it", show(claim))));
+    let mut rest: Vec<_> = claims.into_values().collect();
+    rest.sort_by(|a, b| a.key.cmp(&b.key));
+    for item in rest {
+        let claim = record::read_claim(&item)?;
+        contradictions.push(format!("{} belongs to {}, which does not own it", item.key, show(&claim)));
+    }
     if contradictions.is_empty() {
         return Ok(());
     }
