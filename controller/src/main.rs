@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// A placement is some hundreds of small allocations on several threads. With this allocator it costs the controller a
+/// fifth less processor time than with the system's (`cargo xtask bench throughput`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match berth_controller::process::run().await {
