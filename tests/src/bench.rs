@@ -21,4 +21,5 @@ pub mod takeover;
 pub mod throughput;
 
 pub use agents::{Options as AgentsOptions, run as agents};
+pub use programs::build;
 pub use report::Report;

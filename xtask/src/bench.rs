@@ -4,11 +4,17 @@
 
 use crate::process::stream;
 use crate::{cargo, config, etcd};
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+
+/// What is measured, and what measures; built together, so that one resolution of features serves all.
+const BUILD: [&str; 9] =
+    ["build", "--release", "--workspace", "--bin", "berth-controller", "--bin", "berth-agent", "--bin", "bench"];
 
 /// Runs one benchmark with its options.
 pub(crate) fn run(args: &[&str]) -> anyhow::Result<()> {
     let etcd = etcd::get()?;
+    let built = cargo::cargo(&BUILD).status().context("cannot start cargo")?;
+    ensure!(built.success(), "what is measured does not build");
     let run = ["run", "--quiet", "--release", "--workspace", "--bin", "bench", "--"];
     let mut bench = cargo::cargo(&[&run, args].concat());
     bench.env(config::ETCD, etcd);

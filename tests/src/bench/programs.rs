@@ -1,36 +1,33 @@
-//! The binaries that are measured: built from what is in the tree now, in the profile of whoever measures.
+//! The binaries that are measured lie beside the benchmark's own: whoever starts it has built them in the same profile.
 
 use crate::process::{other, root};
 use anyhow::{Context as _, ensure};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::PathBuf;
 
-/// Everything that a benchmark starts of ours; built together, so that one resolution of features serves all.
+/// Everything that a benchmark starts of ours.
 const PROGRAMS: [&str; 3] = ["berth-controller", "berth-agent", "bench"];
 
-/// One of [`PROGRAMS`].
+/// One of the binaries.
 ///
 /// # Errors
-/// When they do not build.
+/// When it is not there.
 pub(super) fn program(name: &str) -> anyhow::Result<PathBuf> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let dir = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
-    let dir = dir.as_deref().map_err(|error| anyhow::anyhow!("{error}"))?;
-    Ok(dir.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
+    let me = std::env::current_exe().context("cannot find out where this program is")?;
+    let program = me.with_file_name(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    ensure!(program.is_file(), "there is no {}; cargo xtask bench builds it", program.display());
+    Ok(program)
 }
 
-fn build() -> anyhow::Result<PathBuf> {
-    let me = std::env::current_exe().context("cannot find out where this program is")?;
-    let dir = me.parent().context("this program is in no folder")?;
-    // A test lies in target/PROFILE/deps, a binary in target/PROFILE.
-    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+/// Builds what the benchmarks start from what is in the tree now, for tests, which are not optimised.
+///
+/// # Errors
+/// When it does not build.
+pub fn build() -> anyhow::Result<()> {
     let mut cargo = other("cargo");
+    // Together, so that one resolution of features serves all.
     cargo.current_dir(root()).args(["build", "--quiet", "--workspace"]);
     cargo.args(PROGRAMS.iter().flat_map(|name| ["--bin", name]));
-    if Path::new(dir).ends_with("release") {
-        cargo.arg("--release");
-    }
     let output = cargo.output().context("cannot start cargo")?;
     ensure!(output.status.success(), "what is measured does not build:\n{}", String::from_utf8_lossy(&output.stderr));
-    Ok(dir.to_path_buf())
+    Ok(())
 }
