@@ -8,7 +8,8 @@
 use super::hosts;
 use anyhow::Context as _;
 use berth_model::gpu::{GpuState, HostDriver, ObservedGpu};
-use berth_model::inventory::{InventoryReport, Listing};
+use berth_model::id::FleetId;
+use berth_model::inventory::{Hello, InventoryReport, Listing};
 use berth_proto::convert;
 use berth_proto::v1::node_agent_client::NodeAgentClient;
 use berth_proto::v1::{self, agent_message::Message as Say, controller_message::Message as Hear};
@@ -89,6 +90,8 @@ struct Agent {
     /// What its ledger would hold.
     term: u64,
     generation: u64,
+    fleet: Option<FleetId>,
+    placements: u32,
     gpus: Vec<ObservedGpu>,
     sequence: u64,
 }
@@ -97,7 +100,8 @@ type Out = mpsc::Sender<v1::AgentMessage>;
 
 impl Agent {
     fn new(number: usize, shared: Arc<Shared>) -> Self {
-        Self { number, shared, term: 0, generation: 0, gpus: hosts::gpus(number), sequence: 0 }
+        let gpus = hosts::gpus(number);
+        Self { number, shared, term: 0, generation: 0, fleet: None, placements: 0, gpus, sequence: 0 }
     }
 
     async fn keep(mut self) {
@@ -121,7 +125,13 @@ impl Agent {
             None => shared.endpoints.get(turn % shared.endpoints.len()).context("there is no endpoint")?,
         };
         let (out, outgoing) = mpsc::channel(QUEUE);
-        let hello = hosts::hello(self.number, self.term, self.generation);
+        let hello = Hello {
+            ledger_term: self.term,
+            ledger_generation: self.generation,
+            ledger_fleet: self.fleet.clone(),
+            ledger_placements: Some(self.placements),
+            ..hosts::hello(self.number)
+        };
         say(&out, Say::Hello((&hello).into())).await?;
         let greeted = tokio::time::timeout(GREETED, async {
             let channel = endpoint.connect().await?;
@@ -175,11 +185,13 @@ impl Agent {
 
     /// Everything is as it is wanted, at once.
     async fn obey(&mut self, out: &Out, desired: v1::DesiredNode) -> anyhow::Result<()> {
-        let v1::DesiredNode { term, generation, placements } = desired;
+        let v1::DesiredNode { term, generation, fleet, placements } = desired;
         if (term, generation) < (self.term, self.generation) {
             return Ok(());
         }
         (self.term, self.generation) = (term, generation);
+        self.fleet = if fleet.is_empty() { None } else { Some(fleet.parse()?) };
+        self.placements = u32::try_from(placements.len())?;
         let mut moved = false;
         for placement in &placements {
             let state = match placement.intent() {

@@ -53,16 +53,18 @@ fn facts(number: usize) -> HostFacts {
     }
 }
 
-/// What its agent says first.
-pub(super) fn hello(number: usize, ledger_term: u64, ledger_generation: u64) -> Hello {
+/// What its agent says first, when it has obeyed nobody yet.
+pub(super) fn hello(number: usize) -> Hello {
     Hello {
         node: name(number),
         agent_version: VERSION.to_owned(),
         protocol: AGENT_PROTOCOL,
         boot: legal(BootId::new(format!("boot-{number}"))),
         facts: facts(number),
-        ledger_term,
-        ledger_generation,
+        ledger_term: 0,
+        ledger_generation: 0,
+        ledger_fleet: None,
+        ledger_placements: Some(0),
     }
 }
 
