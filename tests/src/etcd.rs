@@ -55,7 +55,7 @@ impl Etcd {
     /// When it does not start.
     pub fn start(test: &str, members: usize, options: &Options) -> anyhow::Result<Option<Self>> {
         let Some(program) = config::etcd() else {
-            crate::process::skip(test, "there is no etcd; cargo xtask test store gets one, or put it in the PATH");
+            crate::process::skip(test, "there is no etcd; cargo xtask test etcd gets one, or put it in the PATH");
             return Ok(None);
         };
         let mut last = None;

@@ -235,6 +235,8 @@ struct Sim {
     callers: Callers,
     /// Of the leaders' brains.
     limits: Limits,
+    /// Most operations of one transaction; with one, each decision has a transaction of its own, and some fail alone.
+    operations: usize,
     /// Leaderships in processes, counted; an answer of the store belongs to one of them.
     epochs: u64,
     counts: Counts,
@@ -255,6 +257,7 @@ impl Sim {
         let agents = scene::agents(&mut rng, kinds.contains(&Kind::Hosts));
         let replicas = (0..rng.random_range(1..=3)).map(|_| Replica::new(scene::skew(&mut rng))).collect();
         let limits = scene::limits(&mut rng);
+        let operations = if rng.random() { 1 } else { berth_store::MAX_OPERATIONS };
         let mut sim = Self {
             rng,
             start,
@@ -270,6 +273,7 @@ impl Sim {
             store: SimStore::default(),
             callers: Callers::new(),
             limits,
+            operations,
             epochs: 0,
             counts: Counts::default(),
             log: Log { verbose, lines: Vec::new() },

@@ -285,18 +285,16 @@ impl World {
         let what_to_do = "nothing is told to it. If this is not the right store, start the controllers on the right one \
                           (data_dir, etcd.prefix); if the store was lost, stop every controller and run \
                           berth-controller rebuild";
-        match (&hello.ledger_fleet, &self.fleet) {
-            (Some(theirs), Some(ours)) if theirs == ours => None,
-            (Some(theirs), Some(ours)) => Some(format!(
+        if let (Some(theirs), Some(ours)) = (&hello.ledger_fleet, &self.fleet)
+            && theirs != ours
+        {
+            return Some(format!(
                 "its agent holds {holds} of fleet {theirs}, and this store is of fleet {ours}: {what_to_do}"
-            )),
-            // It was never said whose they are. Whoever made them knows the node.
-            (None, _) | (_, None) => {
-                let known = self.node(&hello.node).is_some_and(|node| node.version > 0);
-                (!known)
-                    .then(|| format!("its agent holds {holds}, and this store does not know the node: {what_to_do}"))
-            }
+            ));
         }
+        // Whoever made them knows the node; a store that was rebuilt while the node was away, or is older, does not.
+        let known = self.node(&hello.node).is_some_and(|node| node.version > 0);
+        (!known).then(|| format!("its agent holds {holds}, and this store does not know the node: {what_to_do}"))
     }
 
     /// One node.

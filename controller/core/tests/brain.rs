@@ -34,6 +34,21 @@ struct Fixture {
 }
 
 /// What the store tells a follower.
+/// What an agent says first that has obeyed nobody yet.
+fn hello(node: &str) -> Hello {
+    Hello {
+        node: node_name(node),
+        agent_version: "0.1.0".into(),
+        protocol: 1,
+        boot: BootId::new("boot-1").unwrap(),
+        facts: facts(),
+        ledger_term: 0,
+        ledger_generation: 0,
+        ledger_fleet: None,
+        ledger_placements: Some(0),
+    }
+}
+
 fn follow_store(mirror: &mut Mirror, changes: &[Change]) {
     let mut touched = Touched::default();
     for change in changes {
@@ -219,17 +234,8 @@ impl Fixture {
         ledger_placements: Option<u32>,
         ledger_fleet: Option<FleetId>,
     ) -> Decision {
-        self.input(Input::Connected(Box::new(Hello {
-            node: node_name(node),
-            agent_version: "0.1.0".into(),
-            protocol: 1,
-            boot: BootId::new("boot-1").unwrap(),
-            facts: facts(),
-            ledger_term: 0,
-            ledger_generation,
-            ledger_fleet,
-            ledger_placements,
-        })))
+        let hello = Hello { ledger_generation, ledger_fleet, ledger_placements, ..hello(node) };
+        self.input(Input::Connected(Box::new(hello)))
     }
 
     fn report(&mut self, node: &str, gpus: Vec<ObservedGpu>, vms: Vec<ObservedVm>) -> Decision {
@@ -454,7 +460,9 @@ fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
     let told = |f: &Fixture, node: &str| f.brain.desired(&node_name(node)).is_some();
     let mut f = Fixture::with_node(1);
     f.brain = f.brain.clone().of_fleet(fleet(1));
-    for (node, placements, of) in [("n2", Some(3), None), ("n3", None, None), ("n4", Some(1), fleet(2))] {
+    // Also of this fleet, when the store does not know the node: it was rebuilt while the node was away.
+    let strange = [("n2", Some(3), None), ("n3", None, None), ("n4", Some(1), fleet(2)), ("n5", Some(2), fleet(1))];
+    for (node, placements, of) in strange {
         let decision = f.connect_holding(node, 7, placements, of);
         assert_eq!((decision.changes.len(), told(&f, node)), (0, false), "{node}");
         let why = f.brain.world().node(&node_name(node)).unwrap().not_ready().unwrap();
@@ -476,10 +484,9 @@ fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
 
     // Whoever holds nothing, or what is ours, is welcome; so is one from before fleets that the store knows.
     f.connect_holding("n4", 7, Some(0), fleet(2));
-    f.connect_holding("n5", 7, Some(2), fleet(1));
     f.connect_holding("n6", 0, None, None);
     f.connect_holding("n1", 7, Some(1), None);
-    for node in ["n1", "n4", "n5", "n6"] {
+    for node in ["n1", "n4", "n6"] {
         assert!(told(&f, node), "{node}");
         assert_eq!(f.brain.desired(&node_name(node)).unwrap().fleet, fleet(1));
         assert!(f.nodes.contains_key(&node_name(node)), "{node} is stored");
@@ -770,6 +777,31 @@ fn what_an_agent_did_while_no_controller_was_there_is_not_late() {
     let progress = Progress { generation, uid, report: StepReport::Satisfied };
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) });
     assert_eq!(f.get("p1").phase, Phase::Active);
+}
+
+/// Nobody knows since when it is away: the time counts from when the new leader could have heard of it.
+#[test]
+fn a_new_leader_calls_no_node_lost_before_its_agent_had_time_to_come() {
+    let mut f = Fixture::with_node(1);
+    f.connect("n2");
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![]);
+    f.create(Draft { node: "n1".into(), ..request("p1", "web", 1) }).unwrap();
+    f.create(Draft { node: "n2".into(), ..request("p2", "db", 1) }).unwrap();
+    let until = f.get("p1").phase.deadline();
+    f.now = f.now.after(Duration::from_secs(60));
+    let nodes = f.nodes.values().map(|n| StoredNode::clone(n)).collect();
+    let placements = f.placements.values().map(|p| Placement::clone(p)).collect();
+    f.brain = Brain::load(2, Limits::default(), nodes, placements, f.now).unwrap();
+    assert_eq!(f.get("p1").phase.deadline(), until, "a hold's deadline is what was promised");
+    let lost = |f: &Fixture, name: &str| {
+        let conditions = condition::conditions(f.brain.world(), &f.get(name), f.now);
+        conditions.iter().any(|condition| matches!(condition, Condition::NodeLost { .. }))
+    };
+    f.now = f.now.after(condition::LOST_AFTER - Duration::from_millis(1));
+    f.brain.decide(f.now, Input::Connected(Box::new(hello("n2")))).unwrap();
+    assert!(!lost(&f, "p1") && !lost(&f, "p2"));
+    f.now = f.now.after(Duration::from_millis(1));
+    assert!(lost(&f, "p1") && !lost(&f, "p2"), "whoever did not come by then is lost");
 }
 
 #[test]

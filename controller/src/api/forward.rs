@@ -28,7 +28,7 @@ use berth_telemetry::names;
 use berth_tls::server::Acceptor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tonic::{Code, Status};
+use tonic::Status;
 use tower::{Service as _, ServiceExt as _};
 
 /// The least revision that an answer must show.
@@ -137,11 +137,17 @@ impl Forwarder {
         parts.extensions.clear();
         parts.version = Version::HTTP_2;
         let request = Request::from_parts(parts, tonic::body::Body::new(body));
-        let sent = async { peer.channel.clone().ready().await?.call(request).await };
-        let answer = sent.await.map_err(|error| {
+        let tell = |error: &tonic::transport::Error| {
             tracing::info!({ names::ENDPOINT } = endpoint, { names::ERROR } = %error, "a call was not passed on");
-            let code = if was_refused(&error) { Code::Unavailable } else { Status::from_error(Box::new(error)).code() };
-            lost(&endpoint, code, peer.refused().as_deref())
+        };
+        let mut channel = peer.channel.clone();
+        let ready = channel.ready().await.map_err(|error| {
+            tell(&error);
+            unreached(&endpoint, peer.refused().as_deref())
+        })?;
+        let answer = ready.call(request).await.map_err(|error| {
+            tell(&error);
+            if was_never_sent(&error) { unreached(&endpoint, peer.refused().as_deref()) } else { lost(&endpoint) }
         })?;
         Ok(answer.map(Body::new))
     }
@@ -157,14 +163,24 @@ pub(crate) fn was_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
+/// Whether the other end surely never began with a call: it said so, there was no connection, or that had ended before
+/// the call was written to it. A connection that broke later, or fell silent, proves nothing.
+fn was_never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let unsent = |error: &(dyn std::error::Error + 'static)| {
+        error.is::<tonic::ConnectError>() || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    };
+    was_refused(error) || causes.any(unsent)
+}
+
+/// A call that never came to the leader. `refused` is only said, never judged by: it may be about another call's attempt.
+fn unreached(endpoint: &str, refused: Option<&str>) -> Status {
+    let why = refused.map(|why| format!(": {why}")).unwrap_or_default();
+    no_leader(&format!("the leader at {endpoint} cannot be reached{why}"))
+}
+
 /// A call that came to no answer at the leader.
-fn lost(endpoint: &str, code: Code, refused: Option<&str>) -> Status {
-    // Cancelled by this end: the connection had ended before the call was written to it.
-    if matches!(code, Code::Unavailable | Code::Cancelled) {
-        // Only said, never judged by: it may be about another call's attempt.
-        let why = refused.map(|why| format!(": {why}")).unwrap_or_default();
-        return no_leader(&format!("the leader at {endpoint} cannot be reached{why}"));
-    }
+fn lost(endpoint: &str) -> Status {
     let text = format!(
         "the connection to the leader at {endpoint} broke; it is not known whether this happened: read back, or repeat the \
          very same call"
@@ -264,6 +280,8 @@ mod tests {
     use super::*;
     use berth_proto::status::Problem;
     use prost_reflect::DescriptorPool;
+    use tokio::io::AsyncReadExt;
+    use tonic::Code;
 
     /// A method with a new verb goes to the leader, where it is right wherever it belongs.
     #[test]
@@ -307,13 +325,51 @@ mod tests {
         waited.unwrap();
     }
 
-    #[test]
-    fn only_a_connection_that_never_stood_proves_that_nothing_happened() {
-        for code in [Code::Unavailable, Code::Cancelled] {
-            assert_eq!(lost("http://c", code, None).code(), Code::Unavailable);
+    /// The type of the frame that begins a call.
+    const HEADERS: u8 = 1;
+
+    /// Calls somebody, and gives why there is no answer.
+    async fn call(address: std::net::SocketAddr, quiet: Duration) -> tonic::transport::Error {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let endpoint = endpoint.http2_keep_alive_interval(quiet).keep_alive_timeout(quiet);
+        let mut channel = endpoint.connect_lazy();
+        let request = Request::post(format!("http://{address}/berth.v1.Placements/Create"));
+        let request = request.body(tonic::body::Body::empty()).unwrap();
+        channel.ready().await.unwrap().call(request).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn only_a_connection_that_never_stood_proves_that_nothing_happened() {
+        let quiet = Duration::from_millis(200);
+        let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert!(was_never_sent(&call(nobody, quiet).await));
+        assert_eq!(unreached("http://c", None).code(), Code::Unavailable);
+
+        // One that takes the call in and says nothing more: it hangs up in the one case, and falls silent in the other.
+        for hangs_up in [true, false] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let taken = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                // The preface, then frames: their length in three bytes, their type, five bytes more (RFC 9113, 4.1).
+                let mut head = [0; 24];
+                AsyncReadExt::read_exact(&mut stream, &mut head).await.unwrap();
+                loop {
+                    let mut frame = [0; 9];
+                    AsyncReadExt::read_exact(&mut stream, &mut frame).await.unwrap();
+                    let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
+                    let mut payload = vec![0; length as usize];
+                    AsyncReadExt::read_exact(&mut stream, &mut payload).await.unwrap();
+                    if frame[3] == HEADERS {
+                        break;
+                    }
+                }
+                // Dropped here, or kept until the caller has given up.
+                (!hangs_up).then_some(stream)
+            };
+            let (_kept, error) = tokio::join!(taken, call(address, quiet));
+            assert!(!was_never_sent(&error), "{hangs_up}: {error:?}");
         }
-        for code in [Code::Unknown, Code::Internal] {
-            assert_eq!(lost("http://c", code, None).code(), Code::Unknown);
-        }
+        assert_eq!(lost("http://c").code(), Code::Unknown);
     }
 }

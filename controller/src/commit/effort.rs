@@ -82,8 +82,10 @@ impl Effort {
             return Next::Settled(Ok(revision));
         }
         match self.last.take() {
-            // It was refused, and for nothing that it wrote itself: what was sent before is refused as well.
-            Some(error @ CommitError::Precondition { .. }) => Next::Settled(Err(error)),
+            // Refused, and for nothing that it wrote itself; what was sent before may be under way yet.
+            Some(error @ CommitError::Precondition { .. }) => {
+                Next::Settled(Err(CommitError::Unknown(error.to_string())))
+            }
             last => {
                 self.last = last;
                 Next::Send

@@ -160,6 +160,8 @@ pub struct Groups {
     in_flight: usize,
     /// A group has failed, and that is not undone yet.
     failed: bool,
+    /// Most operations of one group.
+    operations: usize,
     /// Groups that are durable together with all before them, not yet asked for.
     durable: VecDeque<(u64, Revision)>,
     /// Highest revision of the groups asked for.
@@ -186,11 +188,18 @@ impl Groups {
             node_versions,
             in_flight: 0,
             failed: false,
+            operations: MAX_OPERATIONS,
             durable: VecDeque::new(),
             revision,
             complete: revision,
             known: revision,
         }
+    }
+
+    /// Keeps groups smaller than the store demands, so that a simulation has many of them. A decision is never split.
+    #[must_use]
+    pub fn of_at_most(self, operations: usize) -> Self {
+        Self { operations: operations.min(MAX_OPERATIONS), ..self }
     }
 
     /// Takes the changes of one decision. Gives the group it is part of, `None` if nothing is to be written.
@@ -202,7 +211,7 @@ impl Groups {
             return Ok(None);
         }
         let decision = prepare(changes)?;
-        let joins = self.groups.back().is_some_and(|group| group.takes(&decision));
+        let joins = self.groups.back().is_some_and(|group| group.takes(&decision, self.operations));
         if !joins {
             self.groups.push_back(Group::new(self.next_group));
             self.next_group = self.next_group.saturating_add(1);
@@ -307,19 +316,27 @@ impl Groups {
     }
 
     /// Takes out the groups that failed and, as far as `loss` goes, those that were not sent yet. Only once nothing is in
-    /// flight: whatever is left is then durable, or rests on nothing that was taken out. The records of what was undone
-    /// are to be told by [`Groups::put_back`] before anything more is added.
+    /// flight: whatever is left is then durable, or shares no record with what was taken out, so that what is stored of
+    /// those records now is the truth. It is to be told by [`Groups::put_back`] before anything more is added.
     pub fn undo(&mut self, loss: Loss) -> Undone {
         let mut undone = Undone::default();
-        let mut lost: Vec<Group> = Vec::new();
-        let mut kept = VecDeque::with_capacity(self.groups.len());
-        for group in std::mem::take(&mut self.groups) {
-            let gone = match group.progress {
+        let (mut lost, mut kept): (Vec<Group>, Vec<Group>) =
+            std::mem::take(&mut self.groups).into_iter().partition(|group| match group.progress {
                 Progress::Failed(_) => true,
-                Progress::Waiting => loss > Loss::Own || lost.iter().any(|before| group.needs(before)),
+                Progress::Waiting => loss > Loss::Own,
                 Progress::InFlight | Progress::Durable(_) => false,
-            };
-            if gone { lost.push(group) } else { kept.push_back(group) }
+            });
+        // What rests on a lost group is lost; so is what a lost one rests on, if it was not sent: its records would be read
+        // back as they were before it.
+        loop {
+            let shares = |group: &Group| lost.iter().any(|gone| gone.needs(group) || group.needs(gone));
+            let goes = |group: &Group| matches!(group.progress, Progress::Waiting) && shares(group);
+            let (more, rest): (Vec<Group>, Vec<Group>) = kept.into_iter().partition(goes);
+            kept = rest;
+            if more.is_empty() {
+                break;
+            }
+            lost.extend(more);
         }
         for group in lost {
             undone.groups.insert(group.id);
@@ -333,7 +350,7 @@ impl Groups {
                 }
             }
         }
-        self.groups = kept;
+        self.groups = kept.into();
         self.failed = false;
         self.retire();
         undone
@@ -385,14 +402,14 @@ impl Group {
     }
 
     /// Whether a decision fits in here as a whole.
-    fn takes(&self, decision: &Prepared) -> bool {
+    fn takes(&self, decision: &Prepared, most: usize) -> bool {
         let clash = |part: &Part| part.precondition.is_some() && self.written.contains_key(&part.key);
         let new = decision.parts.iter().filter(|part| !self.written.contains_key(&part.key)).count();
         // Each write has one precondition, and the fence is one more.
         let operations = self.writes.len() + new + 1;
         let bytes = self.bytes + decision.parts.iter().map(Part::bytes).sum::<usize>();
         matches!(self.progress, Progress::Waiting)
-            && operations <= MAX_OPERATIONS
+            && operations <= most
             && bytes <= MAX_BYTES
             && !decision.parts.iter().any(clash)
     }

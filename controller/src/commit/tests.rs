@@ -292,6 +292,32 @@ async fn a_failure_takes_along_what_needs_it_and_nothing_else() {
     }
 }
 
+/// One that waits for nobody is kept, unless one that goes needs it: what is stored of their records is older than it.
+#[tokio::test]
+async fn what_a_lost_group_rests_on_goes_with_it() {
+    let (store, mut pipeline) = pipeline(0).await;
+    pipeline.groups.add(&[placement("fails", 1)]).unwrap();
+    begin(&mut pipeline).await;
+    // Full each, so that each stays a group.
+    let full = |name: &str, version| {
+        let mut changes = vec![placement(name, version)];
+        changes.extend((0..MAX_OPERATIONS - 3).map(|part| placement(&format!("{name}-{version}-{part}"), 1)));
+        changes
+    };
+    pipeline.groups.add(&full("kept", 1)).unwrap();
+    pipeline.groups.add(&full("shared", 1)).unwrap();
+    pipeline.groups.add(&[full("fails", 2), vec![placement("shared", 2)]].concat()).unwrap();
+    store.fail(Fault::Full);
+    store.gate.add_permits(1);
+    pipeline.next().await.unwrap().unwrap_err();
+    let undone = pipeline.groups.undo(Loss::Own);
+    let named = |name: &str| undone.placements.contains(&PlacementName::new(name).unwrap());
+    assert!(named("fails") && named("shared") && !named("kept"), "{:?}", undone.groups);
+    drain(&store, &mut pipeline).await;
+    assert!(store.get(&key::placement(&"kept".parse().unwrap())).await.unwrap().is_some());
+    assert!(store.get(&key::placement(&"shared".parse().unwrap())).await.unwrap().is_none());
+}
+
 #[tokio::test]
 async fn an_undone_node_is_written_again_as_often_as_it_really_was() {
     let (store, mut pipeline) = pipeline(1000).await;

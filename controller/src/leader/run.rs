@@ -129,6 +129,8 @@ pub(crate) struct Service {
     sessions: Sessions,
     /// Failed attempts since something was committed or loaded.
     attempts: u32,
+    /// Commits that failed since one did not, while the leadership went on.
+    failures: u32,
     /// The store refuses writes, and that was told.
     refusing: bool,
 }
@@ -154,7 +156,19 @@ impl Service {
         let sessions = Sessions::default();
         Ok((
             replica,
-            Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0, refusing: false },
+            Self {
+                store,
+                options,
+                queue,
+                outbox,
+                stop,
+                publisher,
+                lead,
+                sessions,
+                attempts: 0,
+                failures: 0,
+                refusing: false,
+            },
         ))
     }
 
@@ -184,7 +198,19 @@ impl Service {
             publisher.restart(world, revision, brain.term(), now());
         }
         let sessions = Sessions::default();
-        Ok(Self { store, options, queue, outbox, stop, publisher, lead, sessions, attempts: 0, refusing: false })
+        Ok(Self {
+            store,
+            options,
+            queue,
+            outbox,
+            stop,
+            publisher,
+            lead,
+            sessions,
+            attempts: 0,
+            failures: 0,
+            refusing: false,
+        })
     }
 
     /// Leads until the process stops.
@@ -250,6 +276,7 @@ impl Service {
         match result {
             Ok(()) => {
                 self.attempts = 0;
+                self.failures = 0;
                 if std::mem::take(&mut self.refusing) {
                     tracing::info!("the store takes writes again");
                 }

@@ -52,7 +52,7 @@ impl Trouble {
         match status.code() {
             Code::ResourceExhausted if text.contains("space exceeded") => Self::NoSpace,
             Code::ResourceExhausted if text.contains("too many requests") => Self::NotDone(text.to_owned()),
-            Code::ResourceExhausted => Self::TooLarge(text.to_owned()),
+            Code::ResourceExhausted if text.contains("larger than max") => Self::TooLarge(text.to_owned()),
             Code::InvalidArgument if text.contains("too large") => Self::TooLarge(text.to_owned()),
             Code::OutOfRange if text.contains("compacted") => Self::Compacted,
             Code::OutOfRange if text.contains("future revision") => Self::Future,
@@ -162,6 +162,8 @@ mod tests {
         check(Code::NotFound, "etcdserver: requested lease not found", &Trouble::LeaseGone);
         let no_leader = "etcdserver: no leader";
         check(Code::Unavailable, no_leader, &Trouble::NotDone(no_leader.to_owned()));
+        let message = "trying to send message larger than max (2097179 vs. 2097152)";
+        check(Code::ResourceExhausted, message, &Trouble::TooLarge(message.to_owned()));
         let large = "etcdserver: request is too large";
         check(Code::InvalidArgument, large, &Trouble::TooLarge(large.to_owned()));
         let denied = "etcdserver: permission denied";
@@ -178,6 +180,7 @@ mod tests {
             (Code::Unavailable, "error reading a body from connection"),
             (Code::DeadlineExceeded, "context deadline exceeded"),
             (Code::Unknown, "transport error"),
+            (Code::ResourceExhausted, "rate limit of a gateway"),
             (Code::Internal, "h2 protocol error"),
             (Code::Cancelled, "operation was canceled"),
         ] {

@@ -151,6 +151,9 @@ impl Sim {
             return Ok(());
         };
         let undone = lead.groups.undo(loss);
+        if lead.groups.count() > 0 {
+            self.counts.add("controller: decisions taken back, others kept");
+        }
         let stored = match load::stored(&self.store.memory, &undone).now_or_never() {
             Some(Ok(stored)) => stored,
             Some(Err(error)) => return Err(Broken(format!("the store cannot be read: {error}"))),

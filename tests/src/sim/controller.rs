@@ -418,7 +418,7 @@ impl Sim {
             return self.fails(number);
         }
         let now = self.now;
-        let limits = self.limits.clone();
+        let (limits, operations) = (self.limits.clone(), self.operations);
         let Some(replica) = self.replicas.get_mut(number) else { return Ok(()) };
         let clock = skewed(now, replica.skew);
         let Some(process) = replica.process.as_mut() else { return Ok(()) };
@@ -434,7 +434,7 @@ impl Sim {
         self.store.truth.check_claims(brain.world())?;
         self.epochs += 1;
         let epoch = self.epochs;
-        let mut groups = Groups::new(fence, node_versions, revision);
+        let mut groups = Groups::new(fence, node_versions, revision).of_at_most(operations);
         let mut desk = Desk::new(brain, revision);
         let again = std::mem::replace(&mut process.has_led, true);
         process.term = term;

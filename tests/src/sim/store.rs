@@ -59,6 +59,8 @@ enum Mishap {
     None,
     /// It is refused for no reason of its own.
     ErrorBefore,
+    /// It is refused as if somebody else had written before.
+    Contradicted,
     /// It lands, and nobody hears of it.
     AnswerLost,
     /// It lands when its sender has given it up.
@@ -92,7 +94,9 @@ impl Sim {
     ) {
         let roll = if self.troubled(Kind::Store) { self.rng.random_range(0..100) } else { 100 };
         let (mishap, travel) = match roll {
-            0..2 => (Mishap::ErrorBefore, self.up_to(30)),
+            0 => (Mishap::ErrorBefore, self.up_to(30)),
+            // Late, so that others wait behind it.
+            1 => (Mishap::Contradicted, self.up_to(4_500)),
             2..4 => (Mishap::AnswerLost, self.up_to(30)),
             4..6 => (Mishap::LandsLate, DEADLINE + self.up_to(15_000)),
             6..12 => {
@@ -125,6 +129,10 @@ impl Sim {
             }
         } else if self.store.full_until > self.now && mishap != Mishap::LandsLate {
             (Err(CommitError::Full("no room".to_owned())), self.now.after(self.up_to(25)))
+        } else if mishap == Mishap::Contradicted {
+            self.counts.add("store: contradicts");
+            let key = transaction.preconditions.first().map(|first| first.key().to_owned()).unwrap_or_default();
+            (Err(CommitError::Precondition { key }), self.now.after(self.up_to(25)))
         } else if mishap == Mishap::ErrorBefore {
             self.counts.add("store: error before the commit");
             (Err(CommitError::Unavailable("by chance".to_owned())), self.now.after(self.up_to(25)))
@@ -133,7 +141,7 @@ impl Sim {
             match mishap {
                 Mishap::None => (landed, self.now.after(self.up_to(25))),
                 Mishap::AnswerLost => (Err(unknown()), deadline),
-                Mishap::LandsLate | Mishap::ErrorBefore => return Ok(()),
+                Mishap::LandsLate | Mishap::ErrorBefore | Mishap::Contradicted => return Ok(()),
             }
         };
         let what = ForReplica::Answered { epoch, id, result };
@@ -168,7 +176,7 @@ impl Sim {
                 match mishap {
                     Mishap::AnswerLost => self.counts.add("store: answer lost, transaction committed"),
                     Mishap::LandsLate => self.counts.add("store: transaction lands after it was given up"),
-                    Mishap::None | Mishap::ErrorBefore => {}
+                    Mishap::None | Mishap::ErrorBefore | Mishap::Contradicted => {}
                 }
                 let lines = self.store.truth.committed(*revision, &writes)?;
                 for what in self.store.truth.take_notes() {

@@ -52,9 +52,12 @@ impl Brain {
             node.vms = shown.vms.clone();
             for (address, gpu) in &mut node.gpus {
                 if let Some(seen) = shown.gpus.get(address) {
-                    gpu.observed.state = seen.observed.state.clone();
                     gpu.observed.health = seen.observed.health.clone();
                     gpu.observed_at = seen.observed_at;
+                    // A survey that is taken back may be the one that forbids what the older one allows.
+                    if gpu.observed.survey == seen.observed.survey {
+                        gpu.observed.state = seen.observed.state.clone();
+                    }
                 }
             }
         }

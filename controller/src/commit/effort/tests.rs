@@ -99,7 +99,7 @@ fn a_refusal_after_a_lost_answer_may_be_for_what_was_written_itself() {
     );
     check(
         &[Ok(unknown()), Err(page(&[("new", 3, "before")])), Ok(broken()), Err(page(&[("new", 9, "theirs")]))],
-        "look, send, look, precondition on new does not hold",
+        "look, send, look, it is not known whether the transaction was committed: precondition on new does not hold",
     );
     check(
         &[Ok(unknown()), Err(page(&[])), Ok(unavailable()), Err(page(&[])), Ok(full()), Err(page(&[]))],

@@ -62,6 +62,11 @@ impl<R> Desk<R> {
             }
         }
         self.untold = 0;
+        // Readers are to see that nothing is there, if they see anything of it at all.
+        work.inputs = work.inputs.max(1);
+        self.enqueue(groups, work);
+        // Apart from what waits already: that must not wait for what may fail once more.
+        let mut work = Work::default();
         for node in &nodes {
             // What is added to a report that was taken back means nothing.
             self.awaited.insert(node.clone());
@@ -71,8 +76,6 @@ impl<R> Desk<R> {
                 self.decide(groups, now, Input::Connected(hello.clone()), None, &mut work)?;
             }
         }
-        // Readers are to see that nothing is there, if they see anything of it at all.
-        work.inputs = work.inputs.max(1);
         self.enqueue(groups, work);
         Ok(TakenBack { replies, nodes })
     }

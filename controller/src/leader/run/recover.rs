@@ -51,10 +51,12 @@ impl Service {
     /// Takes back what failed, in this leadership: what is stored takes its place.
     async fn undo(&mut self, loss: Loss, why: &CommitError) -> Result<(), Ended> {
         let undone = self.lead.pipeline.groups.undo(loss);
-        self.attempts = self.attempts.saturating_add(1);
+        self.failures = self.failures.saturating_add(1);
+        let mut reads = 0;
         let stored = loop {
+            reads += 1;
             let reading = async {
-                tokio::time::sleep(pause(self.attempts).min(LONGEST_WAIT)).await;
+                tokio::time::sleep(pause(self.failures.max(reads)).min(LONGEST_WAIT)).await;
                 let reading = load::stored(self.store.as_ref(), &undone);
                 tokio::time::timeout(self.options.commit_deadline, reading).await
             };
@@ -65,7 +67,7 @@ impl Service {
             match read {
                 Ok(Ok(stored)) => break stored,
                 Ok(Err(error)) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
-                Ok(Err(_)) | Err(_) if self.attempts < ATTEMPTS => self.attempts = self.attempts.saturating_add(1),
+                Ok(Err(_)) | Err(_) if reads < ATTEMPTS => {}
                 // Nothing of it was told: reading everything puts everything right.
                 Ok(Err(_)) | Err(_) => return self.reload(why).await,
             }
