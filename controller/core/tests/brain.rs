@@ -794,7 +794,7 @@ fn a_new_leader_calls_no_node_lost_before_its_agent_had_time_to_come() {
     f.brain = Brain::load(2, Limits::default(), nodes, placements, f.now).unwrap();
     assert_eq!(f.get("p1").phase.deadline(), until, "a hold's deadline is what was promised");
     let lost = |f: &Fixture, name: &str| {
-        let conditions = condition::conditions(f.brain.world(), &f.get(name), f.now);
+        let conditions = condition::conditions(f.brain.world(), f.get(name), f.now);
         conditions.iter().any(|condition| matches!(condition, Condition::NodeLost { .. }))
     };
     f.now = f.now.after(condition::LOST_AFTER - Duration::from_millis(1));

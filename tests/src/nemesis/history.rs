@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, bail};
 use berth_model::PlacementUid;
-use berth_model::placement::{Phase, Placement};
+use berth_model::placement::{FailureReason, Phase, Placement};
 use berth_model::vm::VmSelector;
 use berth_store::key::Key;
 use berth_store::{Event, KeyValue, Revision, Store, Transaction, Write, key, record};
@@ -265,6 +265,15 @@ impl History {
             } else if before.assignment.is_some() && before.assignment != placement.assignment {
                 self.is_wrong(format_args!("{name} moves from {:?} to {:?}", before.assignment, placement.assignment));
             }
+            if let (Phase::Held { until }, Phase::Failed { reason: FailureReason::HoldExpired, .. }) =
+                (&before.phase, &placement.phase)
+                && placement.phase_since < *until
+            {
+                self.is_wrong(format_args!(
+                    "{name} was held until {until:?} and is given up at {:?}",
+                    placement.phase_since
+                ));
+            }
             self.disown(&before, touched);
         }
         for key in owned(&placement) {
@@ -315,7 +324,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Book, claim, gpu_key, placement, put_placement};
-    use berth_proto::v1::Phase;
+    use berth_proto::v1::{self, Phase};
     use berth_store::{Write, key};
 
     async fn check(book: &Book, expected: &[&str]) {
@@ -356,6 +365,24 @@ mod tests {
         book.write(vec![claim(&gpu_key(), &held)]).await;
         book.write(vec![put_placement(&placement("a", 1, Phase::Released))]).await;
         check(&book, &["claimed by None", "claimed by Some((\"b\"", "owned by {}", "owned by {}"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_hold_that_is_given_up_early_is_found() {
+        let at = |millis| Some(berth_proto::convert::timestamp(berth_model::Timestamp::from_millis(millis)));
+        let reason = v1::failure_reason::Reason::HoldExpired(v1::failure_reason::HoldExpired {});
+        let failure = Some(v1::FailureReason { reason: Some(reason), ..Default::default() });
+        for (given_up, early) in [(5_000, false), (4_999, true)] {
+            let book = Book::led().await;
+            let held = v1::Placement { deadline: at(5_000), ..placement("a", 1, Phase::Held) };
+            book.put(&held).await;
+            let failed = placement("a", 1, Phase::Failed);
+            let vm_id = String::new();
+            let phase_since = at(given_up);
+            book.put(&v1::Placement { vm_id, phase_since, failure: failure.clone(), undone: true, ..failed }).await;
+            let wrong = book.history().await.wrong;
+            assert_eq!(wrong.iter().any(|what| what.contains("a was held until")), early, "{wrong:#?}");
+        }
     }
 
     #[tokio::test]
