@@ -174,7 +174,7 @@ pub struct Groups {
 
 impl Groups {
     /// The leadership that writes.
-    pub(crate) fn fence(&self) -> &Fence {
+    pub fn fence(&self) -> &Fence {
         &self.fence
     }
 

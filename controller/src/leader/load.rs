@@ -9,7 +9,7 @@ use berth_model::id::FleetId;
 use berth_model::node::StoredNode;
 use berth_model::placement::Placement;
 use berth_model::vm::VmSelector;
-use berth_store::{KeyValue, Revision, Store, key, record};
+use berth_store::{Fence, KeyValue, Revision, Store, key, record};
 use futures::future::try_join_all;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -37,6 +37,9 @@ pub enum Error {
         /// The first of them.
         told: Vec<String>,
     },
+    /// Somebody else leads: what was read may be theirs.
+    #[error("somebody else leads")]
+    Deposed,
     /// Placements contradict one another.
     #[error("the stored records contradict one another: {0}")]
     World(#[from] decide::LoadError),
@@ -48,9 +51,11 @@ impl Error {
         match self {
             // Compacted while it was read: somebody else writes, or wrote.
             Self::Store(berth_store::Error::Unavailable(_) | berth_store::Error::Compacted { .. }) => true,
-            Self::Store(berth_store::Error::Corrupt(_)) | Self::Record(_) | Self::Claims { .. } | Self::World(_) => {
-                false
-            }
+            Self::Store(berth_store::Error::Corrupt(_))
+            | Self::Record(_)
+            | Self::Claims { .. }
+            | Self::Deposed
+            | Self::World(_) => false,
         }
     }
 }
@@ -117,8 +122,11 @@ fn fleet(items: &[KeyValue]) -> Result<Option<FleetId>, record::Error> {
     items.iter().find(|item| item.key == key::FLEET).map(|item| record::read_fleet(&item.value)).transpose()
 }
 
-/// Reads what is stored in place of decisions that are not to be.
-pub async fn stored(store: &dyn Store, undone: &Undone) -> Result<Stored, Error> {
+/// Reads what is stored in place of decisions that are not to be, all of it as it was in this leadership.
+///
+/// # Errors
+/// [`Error::Deposed`] when that is over: records of the next one do not go with a world of this one.
+pub async fn stored(store: &dyn Store, fence: &Fence, undone: &Undone) -> Result<Stored, Error> {
     let mut stored = Stored::default();
     for names in Vec::from_iter(&undone.placements).chunks(READS) {
         let items = try_join_all(names.iter().map(|name| get(store, key::placement(name)))).await?;
@@ -132,7 +140,9 @@ pub async fn stored(store: &dyn Store, undone: &Undone) -> Result<Stored, Error>
             stored.nodes.push(((*name).clone(), item.as_ref().map(record::read_node).transpose()?));
         }
     }
-    Ok(stored)
+    // Asked last: whatever was read before is older.
+    let leader = store.get(&fence.key).await?;
+    if leader.is_some_and(|leader| leader.created == fence.created) { Ok(stored) } else { Err(Error::Deposed) }
 }
 
 async fn get(store: &dyn Store, key: String) -> Result<Option<KeyValue>, berth_store::Error> {

@@ -154,8 +154,9 @@ impl Sim {
         if lead.groups.count() > 0 {
             self.counts.add("controller: decisions taken back, others kept");
         }
-        let stored = match load::stored(&self.store.memory, &undone).now_or_never() {
+        let stored = match load::stored(&self.store.memory, lead.groups.fence(), &undone).now_or_never() {
             Some(Ok(stored)) => stored,
+            Some(Err(load::Error::Deposed)) => return self.replica_ends(number, "somebody else leads"),
             Some(Err(error)) => return Err(Broken(format!("the store cannot be read: {error}"))),
             None => return Err(Broken("reading from memory waited".to_owned())),
         };

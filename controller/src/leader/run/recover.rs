@@ -57,15 +57,17 @@ impl Service {
             reads += 1;
             let reading = async {
                 tokio::time::sleep(pause(self.failures.max(reads)).min(LONGEST_WAIT)).await;
-                let reading = load::stored(self.store.as_ref(), &undone);
+                let reading = load::stored(self.store.as_ref(), self.lead.pipeline.groups.fence(), &undone);
                 tokio::time::timeout(self.options.commit_deadline, reading).await
             };
             let read = tokio::select! {
+                biased;
                 () = &mut self.lead.lost => return Err(Ended::LostLeadership),
                 read = reading => read,
             };
             match read {
                 Ok(Ok(stored)) => break stored,
+                Ok(Err(load::Error::Deposed)) => return Err(Ended::LostLeadership),
                 Ok(Err(error)) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
                 Ok(Err(_)) | Err(_) if reads < ATTEMPTS => {}
                 // Nothing of it was told: reading everything puts everything right.
