@@ -4,6 +4,8 @@
 //! peer that says nothing counts as gone. On a port that speaks TLS, plain text gets a sentence and nothing else; and the
 //! reverse. Must never know a method.
 
+mod whole;
+
 use crate::identity::{Caller, Proof};
 use axum::Router;
 use axum::body::Body;
@@ -31,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+use whole::Whole;
 
 /// Connections at one time: one for each of the 20,000 nodes that the table of sessions holds, and 4,000 callers. An
 /// idle one takes some 40 KiB.
@@ -224,7 +227,7 @@ where
             router.clone().oneshot(request)
         })
     };
-    let mut connection = pin!(shared.http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(shared.http.serve_connection(TokioIo::new(Whole(stream)), service));
     let mut deadline = pin!(sleep(shared.first_request));
     let mut waiting = true;
     let mut ending = false;
