@@ -140,7 +140,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_agent_core::observed::{StopAction, VmSettings};
+    use berth_agent_core::observed::{Checkpoints, StopAction, VmMemory, VmSettings};
     use berth_model::VmId;
 
     fn offer(term: u64, generation: u64) -> DesiredNode {
@@ -216,8 +216,8 @@ mod tests {
             guest_cache_types: false,
             mmio_low_bytes: 1,
             mmio_high_bytes: 2,
-            static_memory: false,
-            checkpoints: true,
+            memory: VmMemory::DYNAMIC,
+            checkpoints: Checkpoints::PRODUCTION,
         };
         let mut memory = Memory::default();
         memory.original.insert(VmId::new("8fce3318-aa0f-4de3-8664-278533573cd2").unwrap(), settings);

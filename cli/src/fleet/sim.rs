@@ -1,7 +1,7 @@
 //! A described fleet as simulated hosts.
 
 use super::{Fleet, Gpu, Node, Vm};
-use berth_agent_core::observed::StopAction;
+use berth_agent_core::observed::{Checkpoints, StopAction, VmMemory};
 use berth_model::mmio::{required_high, required_low};
 use berth_node_agent::driver::sim::{GpuSpec, HostSpec, VmSpec, default_settings};
 
@@ -35,8 +35,8 @@ fn vm(node: &Node, vm: &Vm) -> VmSpec {
         // Whoever gave it devices by hand set what devices need, or it would not run.
         settings.stop_action = StopAction::TurnOff;
         settings.guest_cache_types = true;
-        settings.static_memory = true;
-        settings.checkpoints = false;
+        settings.memory = VmMemory::Static;
+        settings.checkpoints = Checkpoints::NONE;
         let sizes: Vec<_> = sizes.collect();
         settings.mmio_low_bytes = settings.mmio_low_bytes.max(required_low(&sizes));
         settings.mmio_high_bytes = settings.mmio_high_bytes.max(required_high(&sizes));

@@ -13,7 +13,7 @@ pub fn merged(present: &VmSettings, devices: &[MmioSize]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observed::StopAction;
+    use crate::observed::{Checkpoints, StopAction, VmMemory};
 
     const MIB: u64 = 1 << 20;
     const DEVICE: MmioSize = MmioSize { low_bytes: 16 * MIB, high_bytes: (32 << 30) + 32 * MIB };
@@ -24,8 +24,8 @@ mod tests {
             guest_cache_types: false,
             mmio_low_bytes: low * MIB,
             mmio_high_bytes: high * MIB,
-            static_memory: false,
-            checkpoints: true,
+            memory: VmMemory::DYNAMIC,
+            checkpoints: Checkpoints::PRODUCTION,
         }
     }
 

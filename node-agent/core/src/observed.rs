@@ -18,10 +18,60 @@ pub struct VmSettings {
     pub mmio_low_bytes: u64,
     /// Address space above 4 GiB, in bytes.
     pub mmio_high_bytes: u64,
-    /// Static memory; dynamic memory excludes device assignment.
-    pub static_memory: bool,
-    /// Checkpoints enabled.
-    pub checkpoints: bool,
+    /// Its memory; dynamic memory excludes device assignment.
+    pub memory: VmMemory,
+    /// Its checkpoints.
+    pub checkpoints: Checkpoints,
+}
+
+/// How a VM gets its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmMemory {
+    /// All of it at start.
+    Static,
+    /// As much as it uses, within bounds. The bounds of a VM without dynamic memory mean nothing and are not kept.
+    Dynamic {
+        /// Least, in bytes.
+        minimum_bytes: u64,
+        /// Most, in bytes.
+        maximum_bytes: u64,
+    },
+}
+
+impl VmMemory {
+    /// Dynamic memory with the bounds that Hyper-V gives a new VM. Also what is meant where only "dynamic" was written
+    /// down: before bounds were kept there were only simulated hosts, whose VMs have these.
+    pub const DYNAMIC: Self = Self::Dynamic { minimum_bytes: 512 << 20, maximum_bytes: 1 << 40 };
+}
+
+/// Checkpoints of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// Which kind can be made.
+    pub kind: CheckpointKind,
+    /// Whether the host makes one at every start.
+    pub automatic: bool,
+}
+
+impl Checkpoints {
+    /// None, as a VM with a device needs it.
+    pub const NONE: Self = Self { kind: CheckpointKind::Disabled, automatic: false };
+    /// What a server gives a new VM. Also what is meant where only "enabled" was written down, as with
+    /// [`VmMemory::DYNAMIC`].
+    pub const PRODUCTION: Self = Self { kind: CheckpointKind::Production, automatic: false };
+}
+
+/// Kinds of checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CheckpointKind {
+    /// None can be made.
+    Disabled,
+    /// With the guest's help, else as [`Self::Standard`].
+    Production,
+    /// With the guest's help or not at all.
+    ProductionOnly,
+    /// The whole state of the machine.
+    Standard,
 }
 
 /// What the host does with a running VM when it shuts down.

@@ -4,7 +4,7 @@
 
 use crate::memory::Memory;
 use crate::mmio;
-use crate::observed::{GuestDevices, HostView, StopAction, VmSettings, VmView};
+use crate::observed::{Checkpoints, GuestDevices, HostView, StopAction, VmMemory, VmSettings, VmView};
 use crate::safety::{self, Slot, Violation};
 use crate::step::Step;
 use berth_model::desired::{DesiredPlacement, Intent};
@@ -59,8 +59,8 @@ pub fn wanted_settings(present: &VmSettings, devices: &[MmioSize]) -> VmSettings
         guest_cache_types: true,
         mmio_low_bytes,
         mmio_high_bytes,
-        static_memory: true,
-        checkpoints: false,
+        memory: VmMemory::Static,
+        checkpoints: Checkpoints::NONE,
     }
 }
 

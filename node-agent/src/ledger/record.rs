@@ -5,7 +5,7 @@
 use super::State;
 use berth_agent_core::ledger::Ledger;
 use berth_agent_core::memory::Memory;
-use berth_agent_core::observed::{StopAction, VmSettings};
+use berth_agent_core::observed::{CheckpointKind, Checkpoints, StopAction, VmMemory, VmSettings};
 use berth_model::VmId;
 use berth_model::gpu::Survey;
 use berth_model::pci::DeviceAddress;
@@ -41,6 +41,15 @@ struct VmRecord {
     static_memory: bool,
     #[prost(bool, tag = "7")]
     checkpoints: bool,
+    /// Bounds of dynamic memory; absent in what older agents wrote, as what follows.
+    #[prost(uint64, optional, tag = "8")]
+    memory_minimum_bytes: Option<u64>,
+    #[prost(uint64, optional, tag = "9")]
+    memory_maximum_bytes: Option<u64>,
+    #[prost(enumeration = "CheckpointRecord", tag = "10")]
+    checkpoint_kind: i32,
+    #[prost(bool, tag = "11")]
+    automatic_checkpoints: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -60,6 +69,16 @@ enum StopActionRecord {
     ShutDown = 3,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+enum CheckpointRecord {
+    Unspecified = 0,
+    Disabled = 1,
+    Production = 2,
+    ProductionOnly = 3,
+    Standard = 4,
+}
+
 /// The bytes of a state.
 pub(super) fn write(state: &State) -> Vec<u8> {
     let State { ledger: Ledger { term, desired }, memory: Memory { original, known } } = state;
@@ -76,8 +95,17 @@ pub(super) fn write(state: &State) -> Vec<u8> {
 }
 
 fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
-    let VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints } =
-        settings;
+    let VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, memory, checkpoints } = settings;
+    let bounds = match memory {
+        VmMemory::Static => None,
+        VmMemory::Dynamic { minimum_bytes, maximum_bytes } => Some((*minimum_bytes, *maximum_bytes)),
+    };
+    let checkpoint_kind = match checkpoints.kind {
+        CheckpointKind::Disabled => CheckpointRecord::Disabled,
+        CheckpointKind::Production => CheckpointRecord::Production,
+        CheckpointKind::ProductionOnly => CheckpointRecord::ProductionOnly,
+        CheckpointKind::Standard => CheckpointRecord::Standard,
+    };
     let stop_action = match stop_action {
         StopAction::TurnOff => StopActionRecord::TurnOff,
         StopAction::Save => StopActionRecord::Save,
@@ -89,8 +117,12 @@ fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
         guest_cache_types: *guest_cache_types,
         mmio_low_bytes: *mmio_low_bytes,
         mmio_high_bytes: *mmio_high_bytes,
-        static_memory: *static_memory,
-        checkpoints: *checkpoints,
+        static_memory: bounds.is_none(),
+        checkpoints: checkpoints.kind != CheckpointKind::Disabled,
+        memory_minimum_bytes: bounds.map(|(least, _)| least),
+        memory_maximum_bytes: bounds.map(|(_, most)| most),
+        checkpoint_kind: checkpoint_kind.into(),
+        automatic_checkpoints: checkpoints.automatic,
     }
 }
 
@@ -120,11 +152,37 @@ fn read_settings(record: VmRecord) -> Result<(VmId, VmSettings), String> {
         StopActionRecord::ShutDown => StopAction::ShutDown,
         StopActionRecord::Unspecified => return Err(format!("VM {}: stop action is missing", record.vm)),
     };
-    let VmRecord { vm, stop_action: _, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints } =
-        record;
+    let kind = match (record.checkpoint_kind(), record.checkpoints) {
+        (CheckpointRecord::Disabled, _) | (CheckpointRecord::Unspecified, false) => CheckpointKind::Disabled,
+        (CheckpointRecord::Production, _) => CheckpointKind::Production,
+        (CheckpointRecord::ProductionOnly, _) => CheckpointKind::ProductionOnly,
+        (CheckpointRecord::Standard, _) => CheckpointKind::Standard,
+        (CheckpointRecord::Unspecified, true) => Checkpoints::PRODUCTION.kind,
+    };
+    let VmRecord {
+        vm,
+        stop_action: _,
+        guest_cache_types,
+        mmio_low_bytes,
+        mmio_high_bytes,
+        static_memory,
+        checkpoints: _,
+        memory_minimum_bytes,
+        memory_maximum_bytes,
+        checkpoint_kind: _,
+        automatic_checkpoints,
+    } = record;
+    let memory = match (static_memory, memory_minimum_bytes, memory_maximum_bytes) {
+        (true, _, _) => VmMemory::Static,
+        (false, Some(minimum_bytes), Some(maximum_bytes)) => VmMemory::Dynamic { minimum_bytes, maximum_bytes },
+        (false, None, None) => VmMemory::DYNAMIC,
+        (false, Some(_), None) | (false, None, Some(_)) => {
+            return Err(format!("VM {vm}: one bound of its memory is missing"));
+        }
+    };
     let vm = VmId::new(vm).map_err(|error| error.to_string())?;
-    let settings =
-        VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints };
+    let checkpoints = Checkpoints { kind, automatic: automatic_checkpoints };
+    let settings = VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, memory, checkpoints };
     Ok((vm, settings))
 }
 
@@ -164,15 +222,25 @@ pub(super) mod tests {
     #[test]
     fn a_state_round_trips_with_everything_in_it() {
         let mut memory = Memory::default();
-        for (at, stop_action) in [StopAction::TurnOff, StopAction::Save, StopAction::ShutDown].into_iter().enumerate() {
+        let rows = [
+            (StopAction::TurnOff, CheckpointKind::Disabled),
+            (StopAction::Save, CheckpointKind::Production),
+            (StopAction::ShutDown, CheckpointKind::ProductionOnly),
+            (StopAction::Save, CheckpointKind::Standard),
+        ];
+        for (at, (stop_action, kind)) in rows.into_iter().enumerate() {
             let vm = VmId::new(format!("8fce3318-aa0f-4de3-8664-27853357300{at}")).unwrap();
             let settings = VmSettings {
                 stop_action,
                 guest_cache_types: at == 0,
                 mmio_low_bytes: 3,
                 mmio_high_bytes: u64::MAX,
-                static_memory: at == 1,
-                checkpoints: at == 2,
+                memory: if at == 1 {
+                    VmMemory::Static
+                } else {
+                    VmMemory::Dynamic { minimum_bytes: 1 << 30, maximum_bytes: 64 << 30 }
+                },
+                checkpoints: Checkpoints { kind, automatic: at == 2 },
             };
             memory.original.insert(vm, settings);
         }
@@ -191,6 +259,24 @@ pub(super) mod tests {
         assert_eq!(read(&write(&State::default())), Ok(State::default()));
     }
 
+    /// Written by an agent that knew neither bounds nor kinds, byte by byte as protobuf has it.
+    #[test]
+    fn a_ledger_of_an_older_agent_is_read_as_it_was_meant() {
+        let settings = |static_memory: u8, checkpoints: u8| {
+            let mut vm = vec![0x0a, 36];
+            vm.extend(b"8fce3318-aa0f-4de3-8664-278533573cd2");
+            vm.extend([0x10, 2, 0x30, static_memory, 0x38, checkpoints]);
+            let mut bytes = vec![0x1a, u8::try_from(vm.len()).unwrap()];
+            bytes.extend(vm);
+            let state = read(&bytes).unwrap();
+            state.memory.original.into_values().next().unwrap()
+        };
+        let fresh = settings(0, 1);
+        assert_eq!((fresh.memory, fresh.checkpoints), (VmMemory::DYNAMIC, Checkpoints::PRODUCTION));
+        let set = settings(1, 0);
+        assert_eq!((set.memory, set.checkpoints), (VmMemory::Static, Checkpoints::NONE));
+    }
+
     #[test]
     fn what_makes_no_sense_is_named() {
         let bad = |record: LedgerRecord| read(&record.encode_to_vec()).unwrap_err();
@@ -202,8 +288,8 @@ pub(super) mod tests {
                     guest_cache_types: true,
                     mmio_low_bytes: 0,
                     mmio_high_bytes: 0,
-                    static_memory: true,
-                    checkpoints: true,
+                    memory: VmMemory::DYNAMIC,
+                    checkpoints: Checkpoints::PRODUCTION,
                 },
             )
         };
@@ -211,6 +297,7 @@ pub(super) mod tests {
         assert!(bad(record(VmRecord { stop_action: 0, ..vm() })).contains("stop action is missing"));
         assert!(bad(record(VmRecord { stop_action: 77, ..vm() })).contains("stop action is missing"));
         assert!(bad(record(VmRecord { vm: "x".into(), ..vm() })).contains("VM id"));
+        assert!(bad(record(VmRecord { memory_minimum_bytes: None, ..vm() })).contains("one bound of its memory"));
         let card = CardRecord { address: ADDRESS.into(), survey: None };
         assert!(bad(LedgerRecord { known: vec![card], ..LedgerRecord::default() }).contains("survey is missing"));
         let mut desired = v1::DesiredNode::from(&desired(1, 1));

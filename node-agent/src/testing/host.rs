@@ -2,7 +2,7 @@
 
 use crate::driver::{DriverError, HostDriver};
 use async_trait::async_trait;
-use berth_agent_core::observed::{HostView, StopAction, VmSettings, VmView};
+use berth_agent_core::observed::{Checkpoints, HostView, StopAction, VmMemory, VmSettings, VmView};
 use berth_agent_core::step::Step;
 use berth_model::desired::{DesiredGpu, DesiredPlacement, Intent};
 use berth_model::gpu::{
@@ -87,8 +87,8 @@ impl FakeHost {
                 guest_cache_types: false,
                 mmio_low_bytes: 128 << 20,
                 mmio_high_bytes: 512 << 20,
-                static_memory: false,
-                checkpoints: true,
+                memory: VmMemory::DYNAMIC,
+                checkpoints: Checkpoints::PRODUCTION,
             },
             guest: None,
         };

@@ -49,8 +49,8 @@ pub(crate) fn fresh_settings() -> VmSettings {
         guest_cache_types: false,
         mmio_low_bytes: 128 << 20,
         mmio_high_bytes: 512 << 20,
-        static_memory: false,
-        checkpoints: true,
+        memory: VmMemory::DYNAMIC,
+        checkpoints: Checkpoints::PRODUCTION,
     }
 }
 

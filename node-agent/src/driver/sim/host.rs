@@ -11,7 +11,7 @@ mod steps;
 use super::faults::{Faults, LookFault};
 use super::spec::{GpuSpec, HostSpec, VmSpec};
 use crate::driver::DriverError;
-use berth_agent_core::observed::{GuestDevices, HostView, VmSettings, VmView};
+use berth_agent_core::observed::{GuestDevices, HostView, VmMemory, VmSettings, VmView};
 use berth_agent_core::step::Step;
 use berth_model::gpu::{Fingerprint, GpuHealth, GpuState, HostDriver, ObservedGpu, Verdict};
 use berth_model::id::VmName;
@@ -327,7 +327,7 @@ impl Host {
             return Some("a device of it does not support high availability".to_owned());
         }
         let settings = &vm.settings;
-        if !settings.static_memory {
+        if settings.memory != VmMemory::Static {
             return Some("dynamic memory and an assigned device exclude each other".to_owned());
         }
         if settings.stop_action == berth_agent_core::observed::StopAction::Save {

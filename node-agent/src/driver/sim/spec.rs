@@ -1,7 +1,7 @@
 //! What a simulated host begins as.
 
 use berth_agent_core::cards;
-use berth_agent_core::observed::{StopAction, VmSettings};
+use berth_agent_core::observed::{Checkpoints, StopAction, VmMemory, VmSettings};
 use berth_model::gpu::{Fingerprint, HostDriver, SerialNumber, Survey, Verdict};
 use berth_model::id::VmName;
 use berth_model::node::HostFacts;
@@ -113,7 +113,7 @@ pub fn default_settings() -> VmSettings {
         guest_cache_types: false,
         mmio_low_bytes: 128 << 20,
         mmio_high_bytes: 512 << 20,
-        static_memory: false,
-        checkpoints: true,
+        memory: VmMemory::DYNAMIC,
+        checkpoints: Checkpoints::PRODUCTION,
     }
 }

@@ -140,7 +140,7 @@ fn a_vm_does_not_start_without_what_its_device_needs() {
     let rows: [(&str, Spoil); 4] = [
         ("Insufficient system resources", |s| s.mmio_high_bytes -= 1),
         ("Insufficient system resources", |s| s.mmio_low_bytes -= 1),
-        ("dynamic memory", |s| s.static_memory = false),
+        ("dynamic memory", |s| s.memory = berth_agent_core::observed::VmMemory::DYNAMIC),
         ("stop action", |s| s.stop_action = berth_agent_core::observed::StopAction::Save),
     ];
     for (why, spoil) in rows {

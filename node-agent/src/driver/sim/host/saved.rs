@@ -4,7 +4,7 @@
 
 use super::{Function, Host, Record, Vm};
 use crate::driver::sim::spec::HostSpec;
-use berth_agent_core::observed::{StopAction, VmSettings};
+use berth_agent_core::observed::{CheckpointKind, Checkpoints, StopAction, VmMemory, VmSettings};
 use berth_model::gpu::{Fingerprint, SerialNumber};
 use berth_model::vm::VmState;
 use serde::{Deserialize, Serialize};
@@ -42,8 +42,22 @@ struct SavedVm {
     mmio_low_bytes: u64,
     mmio_high_bytes: u64,
     static_memory: bool,
+    /// Bounds of dynamic memory. Not there in what older hosts saved, as the two further down.
+    #[serde(default)]
+    memory_bounds: Option<(u64, u64)>,
     checkpoints: bool,
+    #[serde(default)]
+    checkpoint_kind: Option<Checkpoint>,
+    #[serde(default)]
+    automatic_checkpoints: bool,
     devices: Vec<SavedRecord>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Checkpoint {
+    Production,
+    ProductionOnly,
+    Standard,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,8 +124,14 @@ fn parse<T: FromStr<Err: Display>>(what: &str, text: &str) -> Result<T, String> 
 
 fn saved(vm: &Vm) -> SavedVm {
     let Vm { name, state, clustered, settings, autostart, guest_driver, devices, asked } = vm;
-    let VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, static_memory, checkpoints } =
+    let VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, memory, checkpoints } =
         settings.clone();
+    let checkpoint_kind = match checkpoints.kind {
+        CheckpointKind::Disabled => None,
+        CheckpointKind::Production => Some(Checkpoint::Production),
+        CheckpointKind::ProductionOnly => Some(Checkpoint::ProductionOnly),
+        CheckpointKind::Standard => Some(Checkpoint::Standard),
+    };
     let record = |record: &Record| SavedRecord {
         address: record.address.to_string(),
         pci_id: record.card.id.to_string(),
@@ -132,8 +152,14 @@ fn saved(vm: &Vm) -> SavedVm {
         guest_cache_types,
         mmio_low_bytes,
         mmio_high_bytes,
-        static_memory,
-        checkpoints,
+        static_memory: memory == VmMemory::Static,
+        memory_bounds: match memory {
+            VmMemory::Static => None,
+            VmMemory::Dynamic { minimum_bytes, maximum_bytes } => Some((minimum_bytes, maximum_bytes)),
+        },
+        checkpoints: checkpoint_kind.is_some(),
+        checkpoint_kind,
+        automatic_checkpoints: checkpoints.automatic,
         devices: devices.iter().map(record).collect(),
     }
 }
@@ -158,8 +184,20 @@ fn vm_of(saved: &SavedVm) -> Result<Vm, String> {
             guest_cache_types: saved.guest_cache_types,
             mmio_low_bytes: saved.mmio_low_bytes,
             mmio_high_bytes: saved.mmio_high_bytes,
-            static_memory: saved.static_memory,
-            checkpoints: saved.checkpoints,
+            memory: match (saved.static_memory, saved.memory_bounds) {
+                (true, _) => VmMemory::Static,
+                (false, Some((minimum_bytes, maximum_bytes))) => VmMemory::Dynamic { minimum_bytes, maximum_bytes },
+                (false, None) => VmMemory::DYNAMIC,
+            },
+            checkpoints: Checkpoints {
+                kind: match (saved.checkpoints, saved.checkpoint_kind) {
+                    (false, _) => CheckpointKind::Disabled,
+                    (true, Some(Checkpoint::Production) | None) => CheckpointKind::Production,
+                    (true, Some(Checkpoint::ProductionOnly)) => CheckpointKind::ProductionOnly,
+                    (true, Some(Checkpoint::Standard)) => CheckpointKind::Standard,
+                },
+                automatic: saved.automatic_checkpoints,
+            },
         },
         autostart: saved.autostart,
         guest_driver: saved.guest_driver,
