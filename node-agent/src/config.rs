@@ -3,8 +3,10 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default.
 
+mod hyperv;
 pub mod sim_host;
 
+use crate::driver::hyperv::Options as HyperVOptions;
 use crate::reconcile::Limits;
 use crate::session::Retry;
 use crate::tls::{is_encrypted, is_remote};
@@ -75,6 +77,8 @@ pub enum Driver {
         /// File that describes the host.
         host: PathBuf,
     },
+    /// This machine, a Hyper-V host.
+    HyperV(HyperVOptions),
 }
 
 /// Why the settings cannot be used.
@@ -181,12 +185,14 @@ struct Flags {
     /// Directory for the agent's ledger.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Host driver: sim.
+    /// Host driver: hyperv or sim.
     #[arg(long, value_name = "NAME")]
     driver: Option<String>,
     /// With the driver sim: the file that describes the host.
     #[arg(long, value_name = "FILE")]
     sim_host: Option<PathBuf>,
+    #[command(flatten)]
+    hyperv: hyperv::Layer,
     /// Form of the log: human or json.
     #[arg(long, value_name = "FORM")]
     log_format: Option<String>,
@@ -208,6 +214,8 @@ struct Layer {
     tls: TlsLayer,
     #[serde(default)]
     sim: SimLayer,
+    #[serde(default)]
+    hyperv: hyperv::Layer,
     #[serde(default)]
     log: LogLayer,
 }
@@ -249,7 +257,11 @@ impl Settings {
 
     fn resolve(flags: Flags, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Error> {
         let mut problems = Vec::new();
-        let (variables, config_variable) = from_environment(environment, &mut problems);
+        let environment: Vec<_> = environment.collect();
+        // Where Windows is; elsewhere such a variable means nothing.
+        let system = environment.iter().find(|(name, _)| cfg!(windows) && name.eq_ignore_ascii_case("SystemRoot"));
+        let system = system.map(|(_, root)| PathBuf::from(root));
+        let (variables, config_variable) = from_environment(environment.into_iter(), &mut problems);
         let Flags {
             config,
             check_config,
@@ -263,6 +275,7 @@ impl Settings {
             data_dir,
             driver,
             sim_host,
+            hyperv,
             log_format,
             log_filter,
         } = flags;
@@ -278,9 +291,10 @@ impl Settings {
             driver,
             tls: TlsLayer { ca: tls_ca, cert: tls_cert, key: tls_key, server_name: tls_server_name },
             sim: SimLayer { host: sim_host },
+            hyperv,
             log: LogLayer { format: log_format, filter: log_filter },
         };
-        let settings = Layers([flags, variables, file]).settings(check_config, &mut problems);
+        let settings = Layers([flags, variables, file]).settings(check_config, system.as_deref(), &mut problems);
         match settings {
             Some(settings) if problems.is_empty() => Ok(settings),
             Some(_) | None => Err(Error::Settings(problems)),
@@ -299,6 +313,7 @@ fn from_file(path: &Path) -> Result<Layer, Error> {
     for given in [&mut layer.data_dir, &mut layer.sim.host, ca, cert, key].into_iter().flatten() {
         *given = here.join(&given);
     }
+    layer.hyperv.lies_in(here);
     Ok(layer)
 }
 
@@ -320,10 +335,8 @@ fn from_environment(
             "CONTROLLERS" => layer.controllers = Some(value.split(',').map(|part| part.trim().to_owned()).collect()),
             "INSECURE" => match value.parse() {
                 Ok(insecure) => layer.insecure = Some(insecure),
-                Err(_) => problems.push(Problem {
-                    setting: name.to_owned(),
-                    why: format!("{value:?} is neither true nor false"),
-                }),
+                Err(_) => problems
+                    .push(Problem { setting: name.to_owned(), why: format!("{value:?} is neither true nor false") }),
             },
             "TLS_CA" => layer.tls.ca = Some(value.into()),
             "TLS_CERT" => layer.tls.cert = Some(value.into()),
@@ -334,12 +347,19 @@ fn from_environment(
             "SIM_HOST" => layer.sim.host = Some(value.into()),
             "LOG_FORMAT" => layer.log.format = Some(value),
             "LOG_FILTER" => layer.log.filter = Some(value),
-            _ => problems.push(Problem {
-                setting: name.to_owned(),
-                why: "no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, \
-                      _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _LOG_FORMAT, _LOG_FILTER"
-                    .to_owned(),
-            }),
+            other => {
+                let taken = other.strip_prefix("HYPERV_").and_then(|rest| layer.hyperv.variable(rest, &value));
+                let no_such = || {
+                    Err(format!(
+                        "no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, \
+                         _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, {}, _LOG_FORMAT, _LOG_FILTER",
+                        hyperv::VARIABLES
+                    ))
+                };
+                if let Err(why) = taken.unwrap_or_else(no_such) {
+                    problems.push(Problem { setting: name.to_owned(), why });
+                }
+            }
         }
     }
     (layer, config)
@@ -353,7 +373,7 @@ impl Layers {
         self.0.iter().find_map(get)
     }
 
-    fn settings(&self, check_only: bool, problems: &mut Vec<Problem>) -> Option<Settings> {
+    fn settings(&self, check_only: bool, system: Option<&Path>, problems: &mut Vec<Problem>) -> Option<Settings> {
         let mut problem = |setting: &str, why: String| problems.push(Problem { setting: setting.to_owned(), why });
 
         let node = match self.pick(|l| l.node.as_deref()) {
@@ -419,12 +439,16 @@ impl Layers {
                 problem("sim.host", "is missing: the file that describes the simulated host".to_owned());
                 None
             }
+            (Some("hyperv"), _) => {
+                let layers = self.0.each_ref().map(|layer| &layer.hyperv);
+                hyperv::options(&layers, system, &mut problem).map(Driver::HyperV)
+            }
             (Some(other), _) => {
-                problem("driver", format!("{other:?} is not one of: sim"));
+                problem("driver", format!("{other:?} is not one of: hyperv, sim"));
                 None
             }
             (None, _) => {
-                problem("driver", "is missing: one of: sim".to_owned());
+                problem("driver", "is missing: one of: hyperv, sim".to_owned());
                 None
             }
         };
@@ -616,7 +640,7 @@ mod tests {
             expect![[r#"
                 node: is missing: the name of this node
                 controllers: is missing: the endpoints of the controllers, such as ["http://127.0.0.1:7600"]
-                driver: is missing: one of: sim"#]],
+                driver: is missing: one of: hyperv, sim"#]],
         );
     }
 
@@ -628,7 +652,7 @@ mod tests {
                 controllers = ["http://c1:7600", "c2:7600", "ftp://c3", "http://c1:7600", "http://c4/path", ""]
                 insecure = true
                 data_dir = "d"
-                driver = "hyperv"
+                driver = "vfio"
                 [log]
                 format = "xml"
                 filter = "x=loud"
@@ -640,7 +664,7 @@ mod tests {
                 controllers[3]: "http://c1:7600" is listed twice
                 controllers[4]: "http://c4/path" is not an endpoint of the form https://HOST:PORT or http://HOST:PORT
                 controllers[5]: "" is not an endpoint of the form https://HOST:PORT or http://HOST:PORT
-                driver: "hyperv" is not one of: sim
+                driver: "vfio" is not one of: hyperv, sim
                 log.format: log format "xml" is not one of: human, json
                 log.filter: log filter "x=loud" is not a list of directives like info,berth_node_agent=debug: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#]],
         );
@@ -651,11 +675,11 @@ mod tests {
         refuse_file(
             "nodes = \"n1\"\n",
             expect![[r#"
-            configuration file DIR/agent.toml: TOML parse error at line 1, column 1
-              |
-            1 | nodes = "n1"
-              | ^^^^^
-            unknown field `nodes`, expected one of `node`, `controllers`, `insecure`, `data_dir`, `driver`, `tls`, `sim`, `log`"#]],
+                configuration file DIR/agent.toml: TOML parse error at line 1, column 1
+                  |
+                1 | nodes = "n1"
+                  | ^^^^^
+                unknown field `nodes`, expected one of `node`, `controllers`, `insecure`, `data_dir`, `driver`, `tls`, `sim`, `hyperv`, `log`"#]],
         );
         refuse_file(
             "[log]\nlevel = \"info\"\n",
@@ -669,7 +693,7 @@ mod tests {
         refuse(
             &Given { file: Some(FILE), environment: &[("BERTH_AGENT_CONTROLLER", "http://c1:7600")], flags: &[] },
             expect![
-                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _LOG_FORMAT, _LOG_FILTER"
+                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_GUEST_CREDENTIAL, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _LOG_FORMAT, _LOG_FILTER"
             ],
         );
         assert!(Flags::try_parse_from(["berth-agent", "--endpoint", "http://c1"]).is_err());

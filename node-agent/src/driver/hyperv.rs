@@ -1,3 +1,282 @@
-//! Hyper-V hosts. Here so far: the script that does the host's work; what drives it follows.
+//! Hyper-V hosts: Discrete Device Assignment by one long-lived PowerShell that runs Berth's host script.
+//!
+//! Owns what is asked of the host, how long that may take, and what was measured while it could be. Must never conclude
+//! from an answer that a step worked (the brain looks again), nor send anything but names and arguments.
 
+mod answer;
+mod powershell;
+mod request;
 pub mod script;
+mod view;
+
+use super::{DriverError, HostDriver};
+use answer::{Failure, GuestLook, HostWords, Kind, Look, Stepped, Survey};
+use async_trait::async_trait;
+use berth_agent_core::observed::{GuestDevices, HostView};
+use berth_agent_core::step::Step;
+use berth_model::VmId;
+use berth_model::node::{HostFacts, Platform};
+use berth_model::pci::PciId;
+use berth_model::vm::{VmDevice, VmState};
+use berth_telemetry::names;
+use powershell::PowerShell;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How a Hyper-V host is worked on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Windows PowerShell 5.1, by its whole path.
+    pub powershell: PathBuf,
+    /// Whether devices without a mitigation driver, or without access control on their way, are dismounted all the same.
+    pub force: bool,
+    /// The credential for Windows guests, as `Export-Clixml` writes it for the agent's own account.
+    pub guest_credential: Option<PathBuf>,
+    /// How long a look may take.
+    pub look: Duration,
+    /// How long one step may take.
+    pub step: Duration,
+    /// How long a guest may take to shut down before its VM is turned off.
+    pub shutdown: Duration,
+}
+
+impl Options {
+    /// The usual limits.
+    pub fn new(powershell: PathBuf) -> Self {
+        Self {
+            powershell,
+            force: false,
+            guest_credential: None,
+            // Some seconds for each of PnP, pool and a hundred VMs; less than the reconcile loop's own limit.
+            look: Duration::from_secs(100),
+            // A device that hangs while it is dismounted takes a minute or two.
+            step: Duration::from_secs(200),
+            // Hyper-V itself forces a guest after five minutes.
+            shutdown: Duration::from_secs(320),
+        }
+    }
+
+    /// Whether there is such a PowerShell.
+    ///
+    /// # Errors
+    /// What to do about it.
+    pub fn check(&self) -> Result<(), NoPowerShell> {
+        if self.powershell.is_file() { Ok(()) } else { Err(NoPowerShell(self.powershell.clone())) }
+    }
+}
+
+/// There is no PowerShell where one should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no PowerShell at {}: the driver hyperv runs on Windows Server with the Hyper-V role and Windows PowerShell \
+     5.1; if it lies elsewhere, name its program in hyperv.powershell",
+    .0.display()
+)]
+pub struct NoPowerShell(PathBuf);
+
+/// Pause between two looks at a guest that shuts down. Each holds the process for a moment only.
+const SHUTDOWN_PAUSE: Duration = Duration::from_secs(2);
+/// How long one question whether it is off may wait for it, in milliseconds.
+const SHUTDOWN_SETTLE_MS: u64 = 1000;
+
+/// The driver of a Hyper-V host.
+#[derive(Debug)]
+pub struct HyperV {
+    options: Options,
+    powershell: PowerShell,
+    known: Mutex<Known>,
+}
+
+/// What is known beside the last look. All of it may be lost: it is measured, or asked for, again.
+#[derive(Debug, Default)]
+struct Known {
+    host: Option<HostWords>,
+    measured: view::Measured,
+    guests: view::Guests,
+    /// Records without a device, by VM, as the last look showed them.
+    stale: BTreeMap<VmId, usize>,
+    /// How long each running VM has run, as the last look showed it.
+    uptime: BTreeMap<VmId, Option<u64>>,
+}
+
+impl HyperV {
+    /// A driver whose files lie in a folder of the agent's data directory. Nothing is started yet.
+    pub fn new(options: Options, data_dir: &Path) -> Self {
+        let dir = std::path::absolute(data_dir.join("hyperv")).unwrap_or_else(|_| data_dir.join("hyperv"));
+        let powershell = PowerShell::new(options.powershell.clone(), dir);
+        Self { options, powershell, known: Mutex::default() }
+    }
+
+    /// A panic elsewhere leaves nothing half written here.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn survey(&self) -> Result<(), DriverError> {
+        let survey: Survey = self.powershell.call("survey", &json!({}), self.options.look).await?.map_err(refused)?;
+        let mut known = self.known();
+        if known.host.as_ref().is_none_or(|host| host.boot != survey.host.boot) {
+            let texts = &survey.host.iov_texts;
+            if !survey.host.reasons.is_empty() || !texts.is_empty() {
+                tracing::warn!(reasons = ?survey.host.reasons, says = ?texts, "this host says it cannot assign devices");
+            }
+            // Another boot: devices may be others.
+            known.measured.clear();
+        }
+        known.host = Some(survey.host);
+        view::measure(&mut known.measured, survey.devices);
+        Ok(())
+    }
+
+    async fn step(&self, op: &'static str, args: &Value) -> Result<(), DriverError> {
+        let stepped: Stepped = self.powershell.call(op, args, self.options.step).await?.map_err(refused)?;
+        tracing::debug!(operation = op, changed = stepped.changed, "the host reports success");
+        Ok(())
+    }
+
+    /// Asks the guest first; whatever keeps it from shutting down, the VM is turned off in the end. The process is free
+    /// in between.
+    async fn stop(&self, vm: &VmId) -> Result<(), DriverError> {
+        let begun = Instant::now();
+        let mut ask = request::vm(vm)?;
+        ask["how"] = json!("ShutDown");
+        ask["settle_ms"] = json!(SHUTDOWN_SETTLE_MS);
+        loop {
+            let stopped = self.powershell.call::<Stepped>("stop-vm", &ask, self.options.step).await?;
+            match stopped {
+                Ok(_) => return Ok(()),
+                Err(failure) => match failure.kind {
+                    Kind::Unconfirmed | Kind::Failed if begun.elapsed() < self.options.shutdown => {}
+                    Kind::Unconfirmed | Kind::Failed => break,
+                    // Its guest does not run, so it cannot be asked; it has no saved state that would be lost.
+                    Kind::Refused if failure.vm_state() == Some("Paused") => break,
+                    Kind::Refused | Kind::NotThere | Kind::Invalid => return Err(refused(failure)),
+                },
+            }
+            sleep(SHUTDOWN_PAUSE).await;
+        }
+        tracing::warn!({ names::VM } = %vm, "the guest does not shut down; its VM is turned off");
+        let mut plug = request::vm(vm)?;
+        plug["how"] = json!("TurnOff");
+        self.step("stop-vm", &plug).await
+    }
+
+    /// Asks a Windows guest which devices it has. What it says is shown by the looks that follow.
+    async fn verify(&self, vm: &VmId) -> Result<(), DriverError> {
+        let Some(file) = &self.options.guest_credential else {
+            let text =
+                "no guest can be asked: hyperv.guest_credential names no credential; place with verification None";
+            return Err(DriverError::Failed(text.to_owned()));
+        };
+        let uptime = self.known().uptime.get(vm).copied().flatten();
+        let mut args = request::vm(vm)?;
+        args["credential_file"] = json!(file);
+        let look: GuestLook =
+            self.powershell.call("ask-windows-guest", &args, self.options.step).await?.map_err(refused)?;
+        let mut devices: BTreeMap<PciId, GuestDevices> = BTreeMap::new();
+        for device in look.devices {
+            let Some(Ok(id)) = device.instance_id.map(|id| id.parse::<answer::InstanceId>()) else { continue };
+            let seen = devices.entry(id.pci).or_default();
+            seen.visible += 1;
+            seen.driver_bound += u32::from(device.problem == Some(0));
+        }
+        self.known().guests.insert(vm.clone(), (uptime, devices));
+        Ok(())
+    }
+}
+
+/// What the script refused or the host failed.
+fn refused(failure: Failure) -> DriverError {
+    match failure.kind {
+        Kind::NotThere => DriverError::NotThere(failure.to_string()),
+        Kind::Invalid | Kind::Refused | Kind::Failed | Kind::Unconfirmed => DriverError::Failed(failure.to_string()),
+    }
+}
+
+#[async_trait]
+impl HostDriver for HyperV {
+    async fn facts(&self) -> Result<HostFacts, DriverError> {
+        if self.known().host.is_none() {
+            self.survey().await?;
+        }
+        let module = self.powershell.hello().and_then(|hello| hello.modules.get("Hyper-V").cloned().flatten());
+        let known = self.known();
+        let host = known.host.as_ref().ok_or_else(|| DriverError::Failed("the host was not surveyed".to_owned()))?;
+        let mut system = format!("{} {}", host.system, host.version);
+        if let Some(version) = module {
+            system.push_str(", Hyper-V module ");
+            system.push_str(&version);
+        }
+        Ok(HostFacts {
+            platform: Platform::HyperV,
+            system,
+            cluster: host.cluster.clone(),
+            cpu_milli: host.logical_processors.saturating_mul(1000),
+            memory_bytes: host.memory_bytes,
+            mmio_high_cap_bytes: None,
+        })
+    }
+
+    async fn observe(&self) -> Result<HostView, DriverError> {
+        let look: Look = self.powershell.call("observe", &json!({}), self.options.look).await?.map_err(refused)?;
+        let fresh = {
+            let known = self.known();
+            known.host.as_ref().is_some_and(|host| host.boot == look.boot)
+                && !view::needs_survey(&look, &known.measured)
+        };
+        if !fresh {
+            self.survey().await?;
+        }
+        let mut known = self.known();
+        known.guests.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id && vm.state == VmState::Running));
+        known.uptime = look.vms.iter().map(|vm| (vm.id.clone(), vm.uptime_seconds)).collect();
+        let host = known.host.as_ref().map(|host| host.reasons.clone()).unwrap_or_default();
+        let seen = view::view(&look, &host, &known.measured, &known.guests);
+        let stale = |devices: &[VmDevice]| devices.iter().filter(|device| matches!(device, VmDevice::Stale)).count();
+        known.stale = seen.vms.iter().map(|(id, vm)| (id.clone(), stale(&vm.vm.devices))).collect();
+        Ok(seen)
+    }
+
+    async fn act(&self, step: &Step) -> Result<(), DriverError> {
+        match step {
+            Step::MakeStandalone { vm } => {
+                let mut args = request::vm(vm)?;
+                // The planner takes this step only where the request allows it.
+                args["allow"] = json!(true);
+                self.step("make-standalone", &args).await
+            }
+            Step::StopVm { vm } => self.stop(vm).await,
+            Step::ConfigureVm { vm, settings } | Step::RestoreVm { vm, settings } => {
+                self.step("configure-vm", &request::settings(vm, settings)?).await
+            }
+            Step::Disable { address } => self.step("disable", &request::device(address)?).await,
+            Step::Dismount { address } => {
+                let mut args = request::device(address)?;
+                args["force"] = json!(self.options.force);
+                if self.options.force {
+                    tracing::warn!({ names::GPU } = %address, "dismounted with -Force, as hyperv.force says");
+                }
+                self.step("dismount", &args).await
+            }
+            Step::Attach { vm, address } => self.step("attach", &request::vm_device(vm, address)?).await,
+            Step::StartVm { vm } => self.step("start-vm", &request::vm(vm)?).await,
+            Step::Verify { vm } => self.verify(vm).await,
+            Step::Detach { vm, address } => self.step("detach", &request::vm_device(vm, address)?).await,
+            Step::DetachStale { vm } => {
+                let records = self.known().stale.get(vm).copied().unwrap_or(0);
+                if records == 0 {
+                    return Ok(());
+                }
+                let mut args = request::vm(vm)?;
+                args["records"] = json!(records);
+                self.step("detach-stale", &args).await
+            }
+            Step::Mount { address } => self.step("mount", &request::device(address)?).await,
+            Step::Enable { address } => self.step("enable", &request::device(address)?).await,
+        }
+    }
+}

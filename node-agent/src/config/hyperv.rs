@@ -1,0 +1,195 @@
+//! Settings of the driver hyperv:
+//!
+//! ```toml
+//! driver = "hyperv"
+//!
+//! [hyperv]                                        # all of it optional
+//! force = false                                   # dismount devices without a mitigation driver all the same
+//! guest_credential = "guest.xml"                  # by Export-Clixml, to ask Windows guests what they see
+//! look_seconds = 100                              # how long a look may take
+//! step_seconds = 200                              # and one step
+//! shutdown_seconds = 320                          # and a guest's shutdown, before its VM is turned off
+//! ```
+
+use crate::driver::hyperv::Options;
+use clap::Args;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// One source's word on them.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Layer {
+    /// With the driver hyperv: Windows PowerShell 5.1, if it is not where Windows has it.
+    #[arg(long = "hyperv-powershell", value_name = "FILE")]
+    powershell: Option<PathBuf>,
+    /// With the driver hyperv: whether to dismount with -Force.
+    #[arg(long = "hyperv-force", value_name = "BOOL")]
+    force: Option<bool>,
+    /// With the driver hyperv: the credential for Windows guests, a file made by Export-Clixml.
+    #[arg(long = "hyperv-guest-credential", value_name = "FILE")]
+    guest_credential: Option<PathBuf>,
+    /// With the driver hyperv: how long a look may take.
+    #[arg(long = "hyperv-look-seconds", value_name = "SECONDS")]
+    look_seconds: Option<u32>,
+    /// With the driver hyperv: how long a step may take.
+    #[arg(long = "hyperv-step-seconds", value_name = "SECONDS")]
+    step_seconds: Option<u32>,
+    /// With the driver hyperv: how long a guest may take to shut down before its VM is turned off.
+    #[arg(long = "hyperv-shutdown-seconds", value_name = "SECONDS")]
+    shutdown_seconds: Option<u32>,
+}
+
+/// Names of the variables, for whoever misspells one.
+pub(super) const VARIABLES: &str = "_HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_GUEST_CREDENTIAL, _HYPERV_LOOK_SECONDS, \
+                                    _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS";
+
+impl Layer {
+    /// What a file names lies beside that file.
+    pub(super) fn lies_in(&mut self, dir: &Path) {
+        for path in [&mut self.powershell, &mut self.guest_credential].into_iter().flatten() {
+            *path = dir.join(&path);
+        }
+    }
+
+    /// Takes in a variable by the rest of its name; `None` when there is no such.
+    pub(super) fn variable(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
+        fn read<T: std::str::FromStr>(into: &mut Option<T>, value: &str, what: &str) -> Result<(), String> {
+            *into = Some(value.parse().map_err(|_| format!("{value:?} is not {what}"))?);
+            Ok(())
+        }
+        let seconds = "a whole number of seconds";
+        Some(match name {
+            "POWERSHELL" => read(&mut self.powershell, value, "a path"),
+            "FORCE" => read(&mut self.force, value, "true or false"),
+            "GUEST_CREDENTIAL" => read(&mut self.guest_credential, value, "a path"),
+            "LOOK_SECONDS" => read(&mut self.look_seconds, value, seconds),
+            "STEP_SECONDS" => read(&mut self.step_seconds, value, seconds),
+            "SHUTDOWN_SECONDS" => read(&mut self.shutdown_seconds, value, seconds),
+            _ => return None,
+        })
+    }
+}
+
+/// Shortest limit: below it, nothing but a look at an idle host would ever end in time.
+const LEAST: u32 = 2;
+/// Longest limits: the reconcile loop has its own for what a driver's own should have ended long before.
+const MOST: [(&str, u32); 3] = [("look_seconds", 110), ("step_seconds", 290), ("shutdown_seconds", 390)];
+
+/// Puts the layers together, strongest first. `system` is where Windows is, if this is one.
+pub(super) fn options(
+    layers: &[&Layer],
+    system: Option<&Path>,
+    problem: &mut impl FnMut(&str, String),
+) -> Option<Options> {
+    let powershell = layers.iter().find_map(|l| l.powershell.clone());
+    let powershell = powershell.or_else(|| system.map(|root| root.join(crate::driver::hyperv::script::PROGRAM)));
+    let Some(powershell) = powershell else {
+        problem(
+            "hyperv.powershell",
+            "is missing: this is no Windows, which has Windows PowerShell 5.1 where it belongs; use the driver hyperv on a \
+             Windows Server with the Hyper-V role, or name a PowerShell to try it with"
+                .to_owned(),
+        );
+        return None;
+    };
+    let mut options = Options::new(powershell);
+    let mut right = true;
+    let mut bad = |setting: &str, why: String| {
+        right = false;
+        problem(setting, why);
+    };
+    options.force = layers.iter().find_map(|l| l.force).unwrap_or(options.force);
+    options.guest_credential = layers.iter().find_map(|l| l.guest_credential.clone());
+    // Relative ones would be somewhere else each time it is started.
+    for (name, path) in [
+        ("hyperv.powershell", Some(&options.powershell)),
+        ("hyperv.guest_credential", options.guest_credential.as_ref()),
+    ] {
+        if let Some(path) = path.filter(|path| !path.is_absolute()) {
+            bad(name, format!("{} is not a whole path", path.display()));
+        }
+    }
+    let given = [
+        layers.iter().find_map(|l| l.look_seconds),
+        layers.iter().find_map(|l| l.step_seconds),
+        layers.iter().find_map(|l| l.shutdown_seconds),
+    ];
+    let limits = [&mut options.look, &mut options.step, &mut options.shutdown];
+    for ((given, limit), (name, most)) in given.into_iter().zip(limits).zip(MOST) {
+        match given {
+            Some(seconds) if (LEAST..=most).contains(&seconds) => *limit = Duration::from_secs(seconds.into()),
+            Some(seconds) => bad(&format!("hyperv.{name}"), format!("{seconds} is not from {LEAST} to {most}")),
+            None => {}
+        }
+    }
+    right.then_some(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn read(text: &str, system: Option<&str>) -> Result<Options, String> {
+        let layer: Layer = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut problems = String::new();
+        let options = options(&[&Layer::default(), &layer], system.map(Path::new), &mut |setting, why| {
+            problems.push_str(&format!("{setting}: {why}\n"));
+        });
+        options.ok_or(problems)
+    }
+
+    fn refuse(text: &str, system: Option<&str>, why: &Expect) {
+        why.assert_eq(&read(text, system).unwrap_err());
+    }
+
+    #[test]
+    fn the_example_in_this_files_head_is_what_is_usual() {
+        let example: String = include_str!("hyperv.rs")
+            .lines()
+            .skip_while(|line| *line != "//! [hyperv]                                        # all of it optional")
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .filter(|line| !line.contains("guest_credential"))
+            .map(|line| format!("{}\n", line.trim_start_matches("//!")))
+            .collect();
+        let usual = Options::new(Path::new("/w").join(crate::driver::hyperv::script::PROGRAM));
+        assert_eq!(read(&example, Some("/w")).unwrap(), usual);
+        assert_eq!(read("", Some("/w")).unwrap(), usual);
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_what_to_do() {
+        refuse(
+            "",
+            None,
+            &expect![[r#"
+            hyperv.powershell: is missing: this is no Windows, which has Windows PowerShell 5.1 where it belongs; use the driver hyperv on a Windows Server with the Hyper-V role, or name a PowerShell to try it with
+        "#]],
+        );
+        refuse(
+            "powershell = \"pwsh\"\nguest_credential = \"g.xml\"\nlook_seconds = 1\nstep_seconds = 291\n",
+            None,
+            &expect![[r#"
+                hyperv.powershell: pwsh is not a whole path
+                hyperv.guest_credential: g.xml is not a whole path
+                hyperv.look_seconds: 1 is not from 2 to 110
+                hyperv.step_seconds: 291 is not from 2 to 290
+            "#]],
+        );
+        assert!(read("command = \"Get-VM\"\n", Some("/w")).unwrap_err().contains("unknown field"));
+        assert!(read("step_seconds = -1\n", Some("/w")).is_err());
+    }
+
+    #[test]
+    fn variables_are_read_by_their_names() {
+        let mut layer = Layer::default();
+        assert_eq!(layer.variable("FORCE", "true"), Some(Ok(())));
+        assert_eq!(layer.variable("LOOK_SECONDS", "30"), Some(Ok(())));
+        assert!(layer.variable("STEP_SECONDS", "soon").unwrap().unwrap_err().contains("whole number"));
+        assert_eq!(layer.variable("SCRIPT", "x"), None);
+        assert_eq!((layer.force, layer.look_seconds), (Some(true), Some(30)));
+    }
+}

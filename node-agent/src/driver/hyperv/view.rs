@@ -1,0 +1,262 @@
+//! From what the script shows to what the brain knows: which functions are GPUs, what goes with them, where they are.
+//!
+//! Pure. Must never take for a GPU what is nobody's to give away, and never call free or gone what only does not show.
+
+use super::answer::{Device, Function, InstanceId, Look, Pooled, Vm};
+use berth_agent_core::cards;
+use berth_agent_core::observed::{GuestDevices, HostView, VmView};
+use berth_model::ModelName;
+use berth_model::VmId;
+use berth_model::gpu::{Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, Survey, Verdict};
+use berth_model::pci::{CardKey, DeviceAddress, LocationPath, PciId};
+use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use std::collections::{BTreeMap, BTreeSet};
+
+const MIB: u64 = 1 << 20;
+const GIB_4: u64 = 4 << 30;
+
+/// PCI classes: display controllers and processing accelerators.
+const GPU_CLASSES: [u8; 2] = [0x03, 0x12];
+/// What a card may have beside its GPU and the script moves: display, sound, serial bus, accelerator.
+const MOVABLE_CLASSES: [u8; 4] = [0x03, 0x04, 0x0c, 0x12];
+const BRIDGE: u8 = 0x06;
+
+/// Windows' problem codes.
+const DISABLED: u32 = 22;
+const NEEDS_RESTART: u32 = 14;
+
+/// Whether a function with this id is never offered, whatever its class: a display that is the server's own or only
+/// seems to be one, and what ties GPUs together rather than being one.
+///
+/// Sources: `pci.ids`. 1a03 ASPEED and 102b:052x-053x Matrox G200: management controllers' displays, as is Huawei's
+/// 19e5:1711. 1414: the hypervisor's own devices. NVIDIA's NVSwitches.
+fn is_nobodys(id: &PciId) -> bool {
+    matches!(
+        (id.vendor, id.device),
+        (0x1a03 | 0x1414, _)
+            | (0x102b, 0x0520..=0x053f)
+            | (0x19e5, 0x1711)
+            | (0x10de, 0x1ac0..=0x1ac2 | 0x1af1 | 0x22a3)
+    )
+}
+
+/// Vendors whose functions number 0 are GPUs where the class is not told: a pool does not tell it on every build.
+const GPU_VENDORS: [u16; 2] = [0x10de, 0x1002];
+
+/// What was measured so far, by place. It holds for the device that was there then.
+pub(super) type Measured = BTreeMap<LocationPath, Device>;
+/// What guests showed when they were last asked, with how long they had run.
+pub(super) type Guests = BTreeMap<VmId, (Option<u64>, BTreeMap<PciId, GuestDevices>)>;
+
+/// One function, wherever it is.
+struct Part<'a> {
+    host: Option<&'a Function>,
+    pool: Option<&'a Pooled>,
+}
+
+impl Part<'_> {
+    fn instance(&self) -> Option<&InstanceId> {
+        self.host.map(|f| &f.instance_id).or(self.pool.map(|p| &p.instance_id))
+    }
+
+    fn class(&self) -> Option<u8> {
+        self.host.and_then(|f| f.base_class).or(self.pool.and_then(|p| p.base_class))
+    }
+
+    fn is_gpu(&self, path: &LocationPath) -> bool {
+        let Some(id) = self.instance().map(|instance| instance.pci) else { return false };
+        if is_nobodys(&id) {
+            return false;
+        }
+        match self.class() {
+            Some(class) => GPU_CLASSES.contains(&class),
+            None => {
+                let first = path.as_str().ends_with("00)") && GPU_VENDORS.contains(&id.vendor);
+                self.pool.is_some() && (first || cards::by_id(&id).is_some())
+            }
+        }
+    }
+}
+
+/// Whether a survey is needed to know what this look shows: something that can be measured was not, or another device is
+/// where one was.
+pub(super) fn needs_survey(look: &Look, measured: &Measured) -> bool {
+    look.functions.iter().any(|(path, function)| {
+        let enabled = function.problem.is_some_and(|problem| problem != DISABLED);
+        let known = measured.get(path).filter(|device| device.instance_id == function.instance_id);
+        known.is_none_or(|device| enabled && device.windows.is_none())
+    })
+}
+
+/// Takes in a survey. What was measured stays when the same device cannot be measured any more.
+pub(super) fn measure(measured: &mut Measured, survey: BTreeMap<LocationPath, Device>) {
+    for (path, device) in survey {
+        let better = measured.get(&path).is_none_or(|known| {
+            known.instance_id != device.instance_id || device.windows.is_some() || known.windows.is_none()
+        });
+        if better {
+            measured.insert(path, device);
+        }
+    }
+}
+
+/// Joins a look with what was measured and asked before.
+pub(super) fn view(look: &Look, host: &[Finding], measured: &Measured, guests: &Guests) -> HostView {
+    let mut parts: BTreeMap<&LocationPath, Part<'_>> = BTreeMap::new();
+    for (path, function) in &look.functions {
+        parts.insert(path, Part { host: Some(function), pool: None });
+    }
+    for (path, pooled) in &look.pool {
+        parts.entry(path).or_insert(Part { host: None, pool: None }).pool = Some(pooled);
+    }
+    let mut by_card: BTreeMap<CardKey, Vec<(&LocationPath, &Part<'_>)>> = BTreeMap::new();
+    for (path, part) in &parts {
+        by_card.entry(DeviceAddress::Location((*path).clone()).card()).or_default().push((path, part));
+    }
+    let mut seen = HostView {
+        boot: look.boot.clone(),
+        gpus: BTreeMap::new(),
+        companions: BTreeMap::new(),
+        vms: look.vms.iter().map(|vm| (vm.id.clone(), vm_view(vm, guests))).collect(),
+        unseen: BTreeSet::new(),
+    };
+    for functions in by_card.values() {
+        // Functions of a card come in the order of their numbers: the first that is a GPU is the card's GPU.
+        let Some((path, part)) = functions.iter().find(|(path, part)| part.is_gpu(path)) else { continue };
+        let Some(instance) = part.instance() else { continue };
+        let others: Vec<_> =
+            functions.iter().filter(|(other, part)| other != path && part.class() != Some(BRIDGE)).collect();
+        for (other, part) in &others {
+            seen.companions.insert(DeviceAddress::Location((*other).clone()), state(other, part, &look.vms));
+        }
+        let device = |path: &LocationPath, part: &Part<'_>| {
+            measured.get(path).filter(|device| part.instance() == Some(&device.instance_id))
+        };
+        let own = device(path, part);
+        let beside: Option<Vec<&Device>> = others.iter().map(|(path, part)| device(path, part)).collect();
+        let card = cards::by_id(&instance.pci);
+        let windows = own.filter(|own| own.windows.is_some());
+        let mmio = match (windows, card) {
+            (Some(own), _) => windows_of(own, beside.iter().flatten().copied()),
+            (None, Some(card)) => card.mmio(),
+            (None, None) => MmioSize::default(),
+        };
+        let verdict = match (windows, &beside) {
+            (Some(own), Some(beside)) => {
+                let odd = others.iter().any(|(_, p)| p.class().is_some_and(|class| !MOVABLE_CLASSES.contains(&class)));
+                verdict(host, own, beside, odd)
+            }
+            (None, _) | (_, None) => Verdict::NotMeasured,
+        };
+        // A function that was measured on this card in this boot is on it, although just now it shows nowhere: between
+        // host and pool it does not.
+        let here = DeviceAddress::Location((*path).clone()).card();
+        let mut companions: BTreeSet<_> =
+            others.iter().map(|(path, _)| DeviceAddress::Location((*path).clone())).collect();
+        let hidden = measured.keys().filter(|known| !parts.contains_key(known));
+        companions.extend(hidden.cloned().map(DeviceAddress::Location).filter(|known| known.card() == here));
+        let survey = Survey {
+            model: card.and_then(|card| card.model.parse().ok()).unwrap_or_else(|| unknown_model(&instance.pci)),
+            fingerprint: Fingerprint { id: instance.pci, serial: own.and_then(|own| own.serial.clone()) },
+            vram_bytes: card.map(|card| card.vram_bytes),
+            mmio,
+            numa_node: own.and_then(|own| own.numa_node),
+            companions: companions.into_iter().collect(),
+            verdict,
+        };
+        let reboot = functions.iter().any(|(_, p)| p.host.is_some_and(|f| f.problem == Some(NEEDS_RESTART)));
+        let address = DeviceAddress::Location((*path).clone());
+        let gpu = ObservedGpu {
+            address: address.clone(),
+            survey,
+            state: state(path, part, &look.vms),
+            health: if reboot { GpuHealth::NeedsHostReboot } else { GpuHealth::Ok },
+        };
+        seen.gpus.insert(address, gpu);
+    }
+    seen
+}
+
+/// A card that the table does not know is a model of its own: named by its id, never mixed with others.
+fn unknown_model(id: &PciId) -> ModelName {
+    let text = match id.subsystem {
+        Some((vendor, device)) => format!("{:04x}-{:04x}-{vendor:04x}-{device:04x}", id.vendor, id.device),
+        None => format!("{:04x}-{:04x}", id.vendor, id.device),
+    };
+    text.parse().unwrap_or_else(|_| unreachable!("digits, letters and dashes are a legal name"))
+}
+
+/// Address space of a whole card. Windows below 1 MiB are legacy ones that no VM needs. Where firmware put windows of 64
+/// bits below 4 GiB, nobody can say which they are, so all counts for above as well.
+fn windows_of<'a>(own: &'a Device, beside: impl Iterator<Item = &'a Device>) -> MmioSize {
+    let mut size = MmioSize::default();
+    for device in std::iter::once(own).chain(beside) {
+        let windows = || device.windows.iter().flatten().filter(|(start, _)| *start >= MIB);
+        let sum = |above: bool| {
+            let side = windows().filter(|(start, _)| (*start >= GIB_4) == above);
+            side.fold(0_u64, |sum, (_, length)| sum.saturating_add(*length))
+        };
+        let (low, high) = (sum(false), sum(true));
+        let wide = device.bar_types.is_some_and(|counts| counts >> 24 > 0);
+        size.low_bytes = size.low_bytes.saturating_add(low);
+        size.high_bytes = size.high_bytes.saturating_add(if high == 0 && wide { low } else { high });
+    }
+    // Hyper-V keeps these in MiB.
+    let up = |bytes: u64| bytes.checked_next_multiple_of(MIB).unwrap_or(bytes);
+    MmioSize { low_bytes: up(size.low_bytes), high_bytes: up(size.high_bytes) }
+}
+
+fn verdict(host: &[Finding], own: &Device, beside: &[&Device], odd: bool) -> Verdict {
+    let mut findings: BTreeSet<Finding> = host.iter().chain(&own.reasons).copied().collect();
+    for device in beside {
+        // What the host's driver for a sound function uses is not what the function can do.
+        let messages = device.interrupt_support.is_some_and(|mask| mask & 6 != 0);
+        findings.extend(device.reasons.iter().filter(|r| **r != Finding::LineInterruptsOnly || !messages));
+    }
+    if odd {
+        findings.insert(Finding::NotAssignableKind);
+    }
+    if findings.is_empty() { Verdict::Assignable } else { Verdict::Blocked(findings.into_iter().collect()) }
+}
+
+fn state(path: &LocationPath, part: &Part<'_>, vms: &[Vm]) -> GpuState {
+    let lists = |vm: &&Vm| vm.devices.iter().flatten().any(|listed| listed == path);
+    if let Some(vm) = vms.iter().find(lists) {
+        return GpuState::Attached { vm: vm.id.clone() };
+    }
+    match (part.host, part.pool) {
+        (None, Some(_)) => GpuState::Pooled,
+        (Some(function), None) => match function.problem {
+            Some(DISABLED) => GpuState::Host { driver: HostDriver::Disabled },
+            Some(0) if function.service.is_some() => GpuState::Host { driver: HostDriver::Bound },
+            Some(_) => GpuState::Host { driver: HostDriver::None },
+            None => GpuState::Unknown,
+        },
+        // On its way from one to the other, or the two listings are of different moments.
+        (Some(_), Some(_)) | (None, None) => GpuState::Unknown,
+    }
+}
+
+fn vm_view(vm: &Vm, guests: &Guests) -> VmView {
+    let device = |path: &Option<LocationPath>| match path {
+        Some(path) => VmDevice::At(DeviceAddress::Location(path.clone())),
+        None => VmDevice::Stale,
+    };
+    // What it showed before it was last started is not what it shows now.
+    let since = |asked: &Option<u64>| asked.zip(vm.uptime_seconds).is_some_and(|(asked, now)| now >= asked);
+    let guest = guests.get(&vm.id).filter(|(asked, _)| vm.state == VmState::Running && since(asked));
+    VmView {
+        vm: ObservedVm {
+            id: vm.id.clone(),
+            name: vm.name.clone(),
+            state: vm.state,
+            clustered: vm.clustered,
+            devices: vm.devices.iter().map(device).collect(),
+        },
+        settings: vm.settings.clone(),
+        guest: guest.map(|(_, devices)| devices.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+use super::super::answer::{self, Survey as Surveyed};
+use super::*;
+use expect_test::{Expect, expect};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+const A2: [&str; 2] = ["PCIROOT(0)#PCI(0301)#PCI(0000)", "PCIROOT(0)#PCI(0301)#PCI(0001)"];
+
+fn golden(name: &str) -> Value {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hyperv/golden").join(name);
+    serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap()
+}
+
+fn look(answer: &Value) -> Look {
+    answer::read(answer.to_string().as_bytes(), 7).unwrap().unwrap()
+}
+
+fn measured() -> Measured {
+    let survey: Surveyed = answer::read(golden("survey.json").to_string().as_bytes(), 7).unwrap().unwrap();
+    let mut measured = Measured::new();
+    measure(&mut measured, survey.devices);
+    measured
+}
+
+fn shown(view: &HostView) -> String {
+    let mut text = String::new();
+    for gpu in view.gpus.values() {
+        let survey = &gpu.survey;
+        writeln!(
+            text,
+            "{} {} {:?} {:?} low {} MiB high {} MiB with {}",
+            gpu.address,
+            survey.model,
+            gpu.state,
+            survey.verdict,
+            survey.mmio.low_bytes / MIB,
+            survey.mmio.high_bytes / MIB,
+            survey.companions.len()
+        )
+        .unwrap();
+    }
+    for (address, state) in &view.companions {
+        writeln!(text, "  {address} {state:?}").unwrap();
+    }
+    for vm in view.vms.values() {
+        writeln!(text, "{} {:?} {:?}", vm.vm.name, vm.vm.state, vm.vm.devices.len()).unwrap();
+    }
+    text
+}
+
+fn check(look: &Look, measured: &Measured, expected: &Expect) {
+    expected.assert_eq(&shown(&view(look, &[], measured, &Guests::new())));
+}
+
+#[test]
+fn a_host_at_rest_shows_its_cards_and_not_the_management_controllers_display() {
+    let golden = golden("observe.json");
+    let look = look(&golden);
+    assert!(golden.to_string().contains("VEN_1A03") && needs_survey(&look, &Measured::new()));
+    let measured = measured();
+    assert!(!needs_survey(&look, &measured));
+    check(
+        &look,
+        &measured,
+        &expect![[r#"
+            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Host { driver: None } Assignable low 17 MiB high 16417 MiB with 1
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0C00)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+              PCIROOT(0)#PCI(0301)#PCI(0001) Host { driver: Bound }
+            Büro – 会议室 №7 'x' $(1) Off 0
+            ubuntu Off 0
+        "#]],
+    );
+}
+
+#[test]
+fn a_busy_host_shows_who_has_what_and_forgets_nothing_that_was_measured() {
+    let look = look(&golden("observe-busy.json"));
+    check(
+        &look,
+        &measured(),
+        &expect![[r#"
+            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") } Assignable low 17 MiB high 16417 MiB with 1
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: Disabled } Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Pooled Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+              PCIROOT(0)#PCI(0301)#PCI(0001) Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") }
+            Büro – 会议室 №7 'x' $(1) Saved 1
+            ubuntu Running 2
+        "#]],
+    );
+    // An agent that started just now has measured nothing: what cannot be measured is not called assignable.
+    check(
+        &look,
+        &Measured::new(),
+        &expect![[r#"
+            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") } NotMeasured low 16 MiB high 16416 MiB with 1
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: Disabled } NotMeasured low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Pooled NotMeasured low 16 MiB high 16416 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } NotMeasured low 16 MiB high 16416 MiB with 0
+              PCIROOT(0)#PCI(0301)#PCI(0001) Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") }
+            Büro – 会议室 №7 'x' $(1) Saved 1
+            ubuntu Running 2
+        "#]],
+    );
+}
+
+/// A look at the A2 alone, changed.
+fn changed(change: impl FnOnce(&mut Value)) -> HostView {
+    let mut answer = golden("observe.json");
+    answer["result"]["functions"].as_array_mut().unwrap().truncate(2);
+    change(&mut answer["result"]);
+    view(&look(&answer), &[], &measured(), &Guests::new())
+}
+
+#[test]
+fn what_two_listings_say_differently_is_unknown_and_what_shows_nowhere_still_belongs_to_its_card() {
+    let at = |which: usize| -> DeviceAddress { A2[which].parse().unwrap() };
+    let both = changed(|result| {
+        let mut pooled = result["functions"][0].clone();
+        pooled
+            .as_object_mut()
+            .unwrap()
+            .retain(|name, _| ["location_path", "instance_id", "base_class"].contains(&name.as_str()));
+        result["pool"] = json!([pooled]);
+    });
+    assert_eq!(both.state(&at(0)), GpuState::Unknown);
+    let no_code = changed(|result| result["functions"][0]["problem"] = Value::Null);
+    assert_eq!(no_code.state(&at(0)), GpuState::Unknown);
+    let half = changed(|result| drop(result["functions"].as_array_mut().unwrap().remove(1)));
+    assert_eq!(half.gpus[&at(0)].survey.companions, [at(1)]);
+    assert_eq!(half.state(&at(1)), GpuState::Unknown);
+    let restart = changed(|result| result["functions"][1]["problem"] = json!(14));
+    assert_eq!(restart.gpus[&at(0)].health, GpuHealth::NeedsHostReboot);
+    // In the hands of a VM although the host lists it: the VM's word goes first.
+    let listed = changed(|result| {
+        result["vms"][0]["devices"] = json!([{ "location_path": A2[0], "instance_id": null, "pool": null }]);
+    });
+    assert_eq!(listed.state(&at(0)).name(), "Attached");
+}
+
+#[test]
+fn a_pool_that_does_not_tell_classes_is_read_by_ids() {
+    let pooled = changed(|result| {
+        let functions = result["functions"].as_array_mut().unwrap();
+        let ids: Vec<_> = functions.drain(..).map(|f| (f["location_path"].clone(), f["instance_id"].clone())).collect();
+        let odd = json!({ "location_path": "PCIROOT(9)#PCI(0100)", "instance_id": "PCIP\\VEN_144D&DEV_A820\\x", "base_class": null });
+        result["pool"] = ids
+            .into_iter()
+            .map(|(path, id)| json!({ "location_path": path, "instance_id": id, "base_class": null }))
+            .chain([odd])
+            .collect();
+    });
+    let gpus: Vec<_> = pooled.gpus.keys().map(ToString::to_string).collect();
+    assert_eq!(gpus, [A2[0]], "a disk is no GPU, and the sound function is the card's");
+    assert_eq!(pooled.companions.len(), 1);
+}
+
+#[test]
+fn nobodys_devices_are_known_by_their_ids() {
+    for id in ["1a03:2000", "102b:0536", "19e5:1711", "1414:0006", "10de:22a3", "10de:1af1"] {
+        assert!(is_nobodys(&id.parse().unwrap()), "{id}");
+    }
+    for id in ["10de:25b6:10de:157e", "10de:2331", "1002:744c", "102b:0540"] {
+        assert!(!is_nobodys(&id.parse().unwrap()), "{id}");
+    }
+}
+
+#[test]
+fn wide_windows_below_four_gib_count_for_above_and_legacy_ones_for_nothing() {
+    let device = |windows: &[(u64, u64)], bar_types| {
+        let mut device = measured().remove(&A2[0].parse().unwrap()).unwrap();
+        device.windows = Some(windows.to_vec());
+        device.bar_types = Some(bar_types);
+        device
+    };
+    let size = |device: &Device| windows_of(device, std::iter::empty());
+    let low = [(0xa_0000, 0x2_0000), (0xe000_0000, 16 * MIB), (0xd000_0000, 256 * MIB)];
+    let both = MmioSize { low_bytes: 272 * MIB, high_bytes: 272 * MIB };
+    assert_eq!(size(&device(&low, 0x0200_0100)), both);
+    assert_eq!(size(&device(&low, 0x0000_0300)), MmioSize { high_bytes: 0, ..both });
+    assert_eq!(size(&device(&[], 0)), MmioSize::default());
+}
