@@ -1,0 +1,328 @@
+//! The whole way: controller, `berth-agent` with the driver hyperv, the host script in a real PowerShell, the fake host.
+//! Placed, in use, released: host and VM are then as they were, field by field, whatever was killed in between.
+
+use anyhow::{Context as _, ensure};
+use berth_node_agent::driver::sim::StepFault;
+use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, facts, fault, usual, vm_in};
+use berth_tests::process::{Process, Ran, binary, other, run, wait_until};
+use berth_tests::pwsh::{self, Host};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Bound on everything that is waited for: starts of PowerShell on a machine that does other work, too.
+const PATIENCE: Duration = Duration::from_secs(180);
+const NODE: &str = "hv-01";
+
+/// A controller, a fake host, and the agent on it.
+struct Site {
+    host: Host,
+    pwsh: PathBuf,
+    controller: Process,
+    endpoint: String,
+    agent: Option<Process>,
+    settings: Vec<String>,
+    /// What agents said that were ended.
+    said: String,
+}
+
+impl Drop for Site {
+    /// An agent that was killed while its PowerShell hung leaves it behind.
+    fn drop(&mut self) {
+        self.agent = None;
+        if std::thread::panicking() {
+            self.end_powershells();
+        }
+    }
+}
+
+impl Site {
+    /// A host in this state, its agent not started yet. `None` where there is no PowerShell.
+    fn new(test: &str, state: &Value) -> anyhow::Result<Option<Self>> {
+        let Some(pwsh) = pwsh::program(test) else { return Ok(None) };
+        let host = Host::new(pwsh.clone(), state)?;
+        let mut controller = other(binary("berth-controller")?);
+        controller.args(["--listen", "127.0.0.1:0", "--data-dir"]).arg(host.dir().join("controller"));
+        for setting in ["agents.heartbeat=500ms", "agents.observe=1s", "check_interval=1s"] {
+            controller.args(["--set", setting]);
+        }
+        let mut controller = Process::start(controller)?;
+        let endpoint = controller.wait_for_line(PATIENCE, |line| {
+            let at = line.contains("serving").then(|| line.find("127.0.0.1:"))??;
+            let end = line[at..].find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
+            Some(format!("http://{}", &line[at..end.map_or(line.len(), |end| at + end)]))
+        })?;
+        Ok(Some(Self { host, pwsh, controller, endpoint, agent: None, settings: Vec::new(), said: String::new() }))
+    }
+
+    /// `berth-agent` as it is started here.
+    fn agent_command(&self) -> anyhow::Result<Command> {
+        let mut agent = other(binary("berth-agent")?);
+        agent.args(["--node", NODE, "--controller", &self.endpoint, "--driver", "hyperv", "--data-dir"]);
+        agent.arg(self.host.dir().join("agent")).arg("--hyperv-powershell").arg(&self.pwsh).args(&self.settings);
+        // What PowerShell inherits: the fake modules, and where the fake host is.
+        for (name, value) in self.host.powershell().get_envs() {
+            agent.env(name, value.unwrap_or_default());
+        }
+        Ok(agent)
+    }
+
+    fn start_agent(&mut self) -> anyhow::Result<()> {
+        self.agent = Some(Process::start(self.agent_command()?)?);
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        let agent = self.agent.as_ref().map(Process::log).unwrap_or_default();
+        format!("{}{agent}\n---- controller\n{}", self.said, self.controller.log())
+    }
+
+    /// Ids of the PowerShell processes that agents said they had started, in order.
+    fn powershells(&self) -> Vec<u32> {
+        let said = self.log();
+        let lines = said.lines().filter(|line| line.contains("PowerShell works on this host"));
+        let id = |line: &str| {
+            let (_, rest) = line.split_once("process=")?;
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        lines.filter_map(id).collect()
+    }
+
+    /// Kills the PowerShell that was started last, as a crash would.
+    fn kill_powershell(&self) -> anyhow::Result<()> {
+        let id = self.powershells().pop().with_context(|| format!("no PowerShell was started:\n{}", self.log()))?;
+        run(kill(id))?.expect(0).map(|_| ())
+    }
+
+    /// Ends what is left of them, as far as it is still PowerShell.
+    fn end_powershells(&self) {
+        for id in self.powershells() {
+            let script = self.host.dir().join("agent").join("hyperv").join("host.ps1").display().to_string();
+            if std::fs::read_to_string(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.contains(&script)) {
+                drop(run(kill(id)));
+            }
+        }
+    }
+
+    /// Kills the agent, and then its PowerShell: that one is in the middle of a cmdlet which never returns here, and a
+    /// real one would return and end with its input.
+    fn kill_agent(&mut self) -> anyhow::Result<()> {
+        let last = self.powershells().pop().context("no PowerShell was started")?;
+        let agent = self.agent.take().context("there is no agent")?;
+        self.said.push_str(&agent.log());
+        self.said.push('\n');
+        agent.kill()?;
+        run(kill(last))?.expect(0).map(|_| ())
+    }
+
+    fn berth(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        let mut berth = other(binary("berth")?);
+        berth.args(args).env("BERTH_ENDPOINT", &self.endpoint);
+        run(berth)
+    }
+
+    /// A command that must succeed.
+    fn ok(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        self.berth(args)?.expect(0).with_context(|| self.log())
+    }
+
+    fn place(&self, name: &str, vm: &str, gpus: &str, more: &[&str]) -> anyhow::Result<()> {
+        // It is known once its agent has reported.
+        let mut last = None;
+        let placed = wait_until(PATIENCE, || {
+            let ran = self.berth(&[&["place", name, "--vm", vm, "--gpus", gpus, "--node", NODE], more].concat())?;
+            let placed = ran.code == Some(0);
+            last = Some(ran);
+            Ok(placed)
+        })?;
+        ensure!(placed, "{name} is not placed: {last:?}\n{}", self.log());
+        Ok(())
+    }
+
+    fn wait_phase(&self, name: &str, phase: &str) -> anyhow::Result<()> {
+        let mut last = Value::Null;
+        let there = wait_until(PATIENCE, || {
+            last = self.berth(&["get", "placements", name, "-o", "json"])?.json().unwrap_or_default();
+            ensure!(last["phase"] != "PHASE_FAILED", "{last:#}\n{}", self.log());
+            Ok(last["phase"] == phase)
+        })?;
+        ensure!(there, "{name} does not come to {phase}: {last:#}\n{}", self.log());
+        Ok(())
+    }
+
+    fn wait_active(&self, name: &str) -> anyhow::Result<()> {
+        self.wait_phase(name, "PHASE_ACTIVE")
+    }
+
+    fn release(&self, name: &str) -> anyhow::Result<()> {
+        self.ok(&["release", name, "--wait", "--timeout", "170s"]).map(|_| ())
+    }
+
+    /// Fails unless the host is as it was.
+    fn as_before(&self, before: &Value) -> anyhow::Result<()> {
+        // Faults that no call met are not the host's.
+        let after = facts(&self.host.state()?);
+        ensure!(after == facts(before), "before:\n{:#}\nafter:\n{after:#}\n{}", facts(before), self.log());
+        Ok(())
+    }
+
+    /// Waits until a command has said, so often, that it hangs.
+    fn wait_hanging(&self, command: &str, times: usize) -> anyhow::Result<()> {
+        let said = format!(r#"{{"hangs":"{command}"}}"#);
+        let mut calls = String::new();
+        let hangs = wait_until(PATIENCE, || {
+            calls = std::fs::read_to_string(self.host.dir().join("state.json.calls")).unwrap_or_default();
+            Ok(calls.matches(&said).count() >= times)
+        })?;
+        ensure!(hangs, "{command} does not hang {times} times; calls:\n{calls}\n{}", self.log());
+        Ok(())
+    }
+}
+
+fn kill(id: u32) -> Command {
+    let mut kill = other("kill");
+    kill.args(["-KILL", &id.to_string()]);
+    kill
+}
+
+/// Devices that a VM lists.
+fn listed(state: &mut Value, vm: &str) -> Vec<String> {
+    let devices = vm_in(state, vm)["devices"].as_array().cloned().unwrap_or_default();
+    let mut paths: Vec<_> = devices.iter().filter_map(|d| d["path"].as_str().map(str::to_owned)).collect();
+    paths.sort_unstable();
+    paths
+}
+
+#[test]
+fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as_before() -> anyhow::Result<()> {
+    let mut state = usual();
+    // A guest that sees the card and has a driver for it: the placement wants to know.
+    let vm = vm_in(&mut state, UBUNTU);
+    vm["guest_password"] = json!("Geheim-4711");
+    vm["guest"] = json!([
+        { "id": "PCI\\VEN_10DE&DEV_25B6&SUBSYS_157E10DE&REV_A1\\4&1A2B3C4D&0&0000", "name": "NVIDIA A2", "status": "OK", "problem": 0 },
+    ]);
+    let Some(mut site) = Site::new("a whole placement on Hyper-V", &state)? else { return Ok(()) };
+    let credential = site.host.dir().join("guest.xml");
+    std::fs::write(&credential, json!({ "user": "admin", "password": "Geheim-4711" }).to_string())?;
+    site.settings = vec!["--hyperv-guest-credential".to_owned(), credential.display().to_string()];
+    site.start_agent()?;
+
+    site.place("one", UBUNTU, "1", &["--model", "A2", "--verify", "driver-bound"])?;
+    site.place("four", BUERO, "4", &["--model", "A16"])?;
+    site.wait_active("one")?;
+    site.wait_active("four")?;
+    let mut during = site.host.state()?;
+    assert_eq!(
+        (listed(&mut during, UBUNTU), listed(&mut during, BUERO)),
+        (A2.map(str::to_owned).to_vec(), A16.map(str::to_owned).to_vec())
+    );
+    for vm in [UBUNTU, BUERO] {
+        assert_eq!(vm_in(&mut during, vm)["state"], "Running");
+        assert_eq!(vm_in(&mut during, vm)["stop_action"], "TurnOff");
+    }
+    let shown = site.ok(&["describe", "node", NODE])?.stdout;
+    assert!(shown.contains("Windows Server 2022") && shown.contains("Hyper-V module"), "{shown}");
+
+    site.release("one")?;
+    site.release("four")?;
+    site.as_before(&state)?;
+    let log = site.log();
+    assert_eq!(site.powershells().len(), 1, "one process is enough:\n{log}");
+    assert!(!log.contains("Geheim"), "the password is in the log");
+    assert!(!log.contains("ERROR"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_cmdlet_that_hangs_is_ended_at_its_deadline_and_a_killed_powershell_is_replaced() -> anyhow::Result<()> {
+    let state = usual();
+    let mut faulty = state.clone();
+    // One takes effect and never returns; in the middle of another the process is killed.
+    fault(&mut faulty, "Dismount-VMHostAssignableDevice", &StepFault::Hangs { effect: true }, 0);
+    fault(&mut faulty, "Add-VMAssignableDevice", &StepFault::Hangs { effect: false }, 1);
+    let Some(mut site) = Site::new("hangs and kills on Hyper-V", &faulty)? else { return Ok(()) };
+    site.settings = vec!["--hyperv-step-seconds".to_owned(), "10".to_owned()];
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2"])?;
+    site.wait_hanging("Add-VMAssignableDevice", 1)?;
+    assert_eq!(site.powershells().len(), 2, "the first was not ended at its deadline:\n{}", site.log());
+    site.kill_powershell()?;
+    site.wait_active("one")?;
+    // Between two requests, too.
+    site.kill_powershell()?;
+    site.release("one")?;
+    site.as_before(&state)?;
+    let log = site.log();
+    assert!(log.contains("not done after 10000 ms") || log.contains("within 10000 ms"), "{log}");
+    assert!(log.contains("ended without an answer"), "{log}");
+    assert!(site.powershells().len() >= 4, "{log}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Result<()> {
+    let before = usual();
+    let mut state = before.clone();
+    let placing =
+        ["Set-VM", "Disable-PnpDevice", "Dismount-VMHostAssignableDevice", "Add-VMAssignableDevice", "Start-VM"];
+    let releasing = ["Stop-VM", "Remove-VMAssignableDevice", "Mount-VMHostAssignableDevice", "Enable-PnpDevice"];
+    for (at, command) in placing.iter().chain(&releasing).enumerate() {
+        // Every second one takes effect all the same.
+        fault(&mut state, command, &StepFault::Hangs { effect: at % 2 == 1 }, 0);
+    }
+    // In the middle of giving the settings back, too: the agent must still know what they were.
+    fault(&mut state, "Set-VM", &StepFault::Hangs { effect: true }, 8);
+    let Some(mut site) = Site::new("an agent killed at each step", &state)? else { return Ok(()) };
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2"])?;
+    for command in placing {
+        site.wait_hanging(command, 1)?;
+        site.kill_agent()?;
+        site.start_agent()?;
+    }
+    site.wait_active("one")?;
+    site.ok(&["release", "one"])?;
+    for (command, times) in releasing.into_iter().map(|command| (command, 1)).chain([("Set-VM", 2)]) {
+        site.wait_hanging(command, times)?;
+        site.kill_agent()?;
+        site.start_agent()?;
+    }
+    site.wait_phase("one", "PHASE_RELEASED")?;
+    site.as_before(&before)?;
+    // Killed ten times, and no command was given more than one device or VM to work on, or done to anything else.
+    for call in site.host.calls()? {
+        let given = &call["given"];
+        for name in ["ResourcePoolName", "VMName", "Name", "InstancePath", "HostAssignableDevice"] {
+            ensure!(given[name].is_null(), "{call}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_configuration_is_checked_and_a_machine_without_powershell_is_told_what_to_do() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let check = |powershell: Option<&Path>| -> anyhow::Result<Ran> {
+        let file = dir.path().join("agent.toml");
+        let mut text = "node = \"hv-01\"\ncontrollers = [\"http://127.0.0.1:7600\"]\ndriver = \"hyperv\"\n".to_owned();
+        if let Some(powershell) = powershell {
+            text.push_str(&format!("[hyperv]\npowershell = {:?}\n", powershell.display().to_string()));
+        }
+        std::fs::write(&file, text)?;
+        let mut agent = other(binary("berth-agent")?);
+        agent.arg("--config").arg(file).arg("--check-config");
+        run(agent)
+    };
+    let refused = check(Some(&dir.path().join("no-such.exe")))?;
+    assert!(refused.code == Some(1) && refused.stderr.contains("name its program in hyperv.powershell"), "{refused:?}");
+    if cfg!(not(windows)) {
+        let refused = check(None)?;
+        assert!(refused.code == Some(1) && refused.stderr.contains("hyperv.powershell: is missing"), "{refused:?}");
+    }
+    let there = dir.path().join("powershell.exe");
+    std::fs::write(&there, "")?;
+    check(Some(&there))?.expect(0)?;
+    Ok(())
+}
