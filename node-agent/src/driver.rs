@@ -1,4 +1,4 @@
-//! The port to a host: look, and take one step. Implementations: `sim`; Hyper-V (its script is in `hyperv`) and VFIO follow.
+//! The port to a host: look, and take one step. Implementations: `hyperv` and `sim`; VFIO follows.
 
 pub mod hyperv;
 pub mod sim;

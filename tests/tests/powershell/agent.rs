@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, ensure};
 use berth_node_agent::driver::sim::StepFault;
-use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, facts, fault, usual, vm_in};
+use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, facts, fault, habits, usual, vm_in};
 use berth_tests::process::{Process, Ran, binary, other, run, wait_until};
 use berth_tests::pwsh::{self, Host};
 use serde_json::{Value, json};
@@ -197,6 +197,10 @@ fn listed(state: &mut Value, vm: &str) -> Vec<String> {
 #[test]
 fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as_before() -> anyhow::Result<()> {
     let mut state = usual();
+    habits(&mut state, &["registration-lag", "noisy", "text-problem-codes", "raw-keys", "silent-pool"]);
+    // The bounds of a VM's memory are gone once it is static: whoever did not keep them cannot give them back.
+    habits(&mut state, &["static-memory-forgets-bounds"]);
+    state["language"] = json!("de");
     // A guest that sees the card and has a driver for it: the placement wants to know.
     let vm = vm_in(&mut state, UBUNTU);
     vm["guest_password"] = json!("Geheim-4711");

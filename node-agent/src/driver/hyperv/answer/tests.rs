@@ -1,3 +1,5 @@
+//! Answers of the real script, hostile ones, and every cut of the former: what is read, and what is not believed.
+
 use super::*;
 use expect_test::expect;
 use serde_json::Value;

@@ -1,3 +1,5 @@
+//! Looks of real shape and what the brain is shown of them.
+
 use super::super::answer::{self, Survey as Surveyed};
 use super::*;
 use expect_test::{Expect, expect};
