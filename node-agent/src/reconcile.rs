@@ -28,7 +28,9 @@ use tracing::Instrument as _;
 /// Bounds on the calls to a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// One look at the host. A busy host with a thousand VMs takes tens of seconds.
+    /// One look at the host. A busy host with a thousand VMs takes tens of seconds, and a driver that first has to start
+    /// something and to measure everything takes several times that. Drivers have limits of their own; this one cuts off
+    /// what has got stuck elsewhere.
     pub look: Duration,
     /// A step that waits for a guest: shutting down alone may take five minutes before it is forced.
     pub guest_step: Duration,
@@ -43,7 +45,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            look: Duration::from_secs(120),
+            look: Duration::from_secs(300),
             guest_step: Duration::from_secs(600),
             host_step: Duration::from_secs(300),
             steps: 8,

@@ -75,7 +75,7 @@ impl Layer {
 /// Shortest limit: below it, nothing but a look at an idle host would ever end in time.
 const LEAST: u32 = 2;
 /// Longest limits: the reconcile loop has its own for what a driver's own should have ended long before.
-const MOST: [(&str, u32); 3] = [("look_seconds", 110), ("step_seconds", 290), ("shutdown_seconds", 390)];
+const MOST: [(&str, u32); 3] = [("look_seconds", 100), ("step_seconds", 290), ("shutdown_seconds", 390)];
 
 /// Puts the layers together, strongest first. `system` is where Windows is, if this is one.
 pub(super) fn options(
@@ -175,7 +175,7 @@ mod tests {
             &expect![[r#"
                 hyperv.powershell: pwsh is not a whole path
                 hyperv.guest_credential: g.xml is not a whole path
-                hyperv.look_seconds: 1 is not from 2 to 110
+                hyperv.look_seconds: 1 is not from 2 to 100
                 hyperv.step_seconds: 291 is not from 2 to 290
             "#]],
         );

@@ -51,7 +51,8 @@ impl Options {
             powershell,
             force: false,
             guest_credential: None,
-            // Some seconds for each of PnP, pool and a hundred VMs; less than the reconcile loop's own limit.
+            // Some seconds for each of PnP, pool and a hundred VMs. A start, a look and a survey together stay below the
+            // reconcile loop's own limit for a look, or a slow host would be cut off at each attempt.
             look: Duration::from_secs(100),
             // A device that hangs while it is dismounted takes a minute or two.
             step: Duration::from_secs(200),

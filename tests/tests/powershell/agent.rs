@@ -30,10 +30,7 @@ struct Site {
 impl Drop for Site {
     /// An agent that was killed while its PowerShell hung leaves it behind.
     fn drop(&mut self) {
-        self.agent = None;
-        if std::thread::panicking() {
-            self.end_powershells();
-        }
+        self.end_powershells();
     }
 }
 
@@ -114,6 +111,19 @@ impl Site {
         self.said.push('\n');
         agent.kill()?;
         run(kill(last))?.expect(0).map(|_| ())
+    }
+
+    /// Memory and processor time of the agent, where the system tells.
+    fn cost(&self) -> String {
+        let of = |file: &str| {
+            let id = self.agent.as_ref().map_or(0, Process::id);
+            std::fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default()
+        };
+        let status = of("status");
+        let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
+        // Fields 14 and 15: ticks in user and in kernel mode, mostly a hundredth of a second each.
+        let ticks: Vec<_> = of("stat").split_whitespace().skip(13).take(2).map(str::to_owned).collect();
+        format!("{memory}, ticks {}", ticks.join(" + "))
     }
 
     fn berth(&self, args: &[&str]) -> anyhow::Result<Ran> {
@@ -233,6 +243,7 @@ fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as
     site.release("four")?;
     site.as_before(&state)?;
     let log = site.log();
+    println!("{} steps; the agent: {}", log.matches("step ended").count(), site.cost());
     assert_eq!(site.powershells().len(), 1, "one process is enough:\n{log}");
     assert!(!log.contains("Geheim"), "the password is in the log");
     assert!(!log.contains("ERROR"), "{log}");

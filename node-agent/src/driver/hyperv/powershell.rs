@@ -252,3 +252,6 @@ impl Said {
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,8 +80,16 @@ impl Part<'_> {
 
 /// Whether a survey is needed to know what this look shows: something that can be measured was not, or another device is
 /// where one was.
+///
+/// A survey tells of cards of which the host has a display or accelerator function; of what else a look shows (the sound
+/// function of a card whose GPU is in the pool) it would say nothing, however often it is asked.
 pub(super) fn needs_survey(look: &Look, measured: &Measured) -> bool {
-    look.functions.iter().any(|(path, function)| {
+    let card = |path: &LocationPath| DeviceAddress::Location(path.clone()).card();
+    let told: BTreeSet<_> = (look.functions.iter())
+        .filter(|(_, function)| function.base_class.is_some_and(|class| GPU_CLASSES.contains(&class)))
+        .map(|(path, _)| card(path))
+        .collect();
+    look.functions.iter().filter(|(path, _)| told.contains(&card(path))).any(|(path, function)| {
         let enabled = function.problem.is_some_and(|problem| problem != DISABLED);
         let known = measured.get(path).filter(|device| device.instance_id == function.instance_id);
         known.is_none_or(|device| enabled && device.windows.is_none())

@@ -160,6 +160,33 @@ fn a_pool_that_does_not_tell_classes_is_read_by_ids() {
     assert_eq!(pooled.companions.len(), 1);
 }
 
+/// A survey costs the host much more than a look: none is asked for that would bring nothing new.
+#[test]
+fn a_survey_is_wanted_only_where_it_can_tell_something_new() {
+    let mut answer = golden("observe.json");
+    let functions = answer["result"]["functions"].as_array_mut().unwrap();
+    let gpu = functions.remove(0);
+    functions.truncate(1);
+    answer["result"]["pool"] = json!([{
+        "location_path": gpu["location_path"], "instance_id": gpu["instance_id"], "base_class": null,
+    }]);
+    assert!(!needs_survey(&look(&answer), &Measured::new()), "the sound function of a GPU in the pool");
+    answer["result"]["pool"] = json!([]);
+    answer["result"]["functions"] = json!([gpu]);
+    assert!(needs_survey(&look(&answer), &Measured::new()));
+    assert!(!needs_survey(&look(&answer), &measured()));
+    // Known, but nobody could measure it then.
+    let mut unmeasured = measured();
+    unmeasured.get_mut(&A2[0].parse::<LocationPath>().unwrap()).unwrap().windows = None;
+    assert!(needs_survey(&look(&answer), &unmeasured));
+    answer["result"]["functions"][0]["problem"] = json!(22);
+    assert!(!needs_survey(&look(&answer), &unmeasured));
+    // Another card at a known place.
+    let id = gpu["instance_id"].as_str().unwrap().replace("0019", "001A");
+    answer["result"]["functions"][0]["instance_id"] = json!(id);
+    assert!(needs_survey(&look(&answer), &measured()));
+}
+
 #[test]
 fn nobodys_devices_are_known_by_their_ids() {
     for id in ["1a03:2000", "102b:0536", "19e5:1711", "1414:0006", "10de:22a3", "10de:1af1"] {
