@@ -283,8 +283,13 @@ impl Running {
             while let Some(ended) = self.tasks.join_next().await {
                 match ended {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!("while stopping: {error:#}"),
-                    Err(error) => tracing::error!("while stopping: {error:#}"),
+                    Ok(Err(error)) => {
+                        let error = format!("{error:#}");
+                        tracing::warn!({ names::ERROR } = error, "a task failed while the controller stopped");
+                    }
+                    Err(error) => {
+                        tracing::error!({ names::ERROR } = %error, "a task crashed while the controller stopped");
+                    }
                 }
             }
             self.sessions.wait().await;

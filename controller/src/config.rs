@@ -3,6 +3,8 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default. All that is wrong is told at once.
 
+mod values;
+
 use crate::{rebuild, restore};
 use berth_core::decide::Limits;
 use berth_store_etcd::ConnectError;
@@ -15,9 +17,14 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use values::{SETTINGS, count, duration};
 
 /// Where the controller listens unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7600;
+
+/// Threads unless told otherwise. With one, the way of a placement through API, leader and store never waits for another
+/// thread to wake; see `docs/decisions/2026-11-25-one-thread-unless-told-otherwise.md`.
+pub const DEFAULT_THREADS: usize = 1;
 
 /// Which store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +166,8 @@ pub struct Settings {
     pub controller: Config,
     /// What it logs.
     pub log: telemetry::Options,
+    /// Threads that share its work. Whatever blocks or computes for long has threads of its own.
+    pub threads: usize,
     /// Only check the settings, then end.
     pub check_only: bool,
     /// What to do.
@@ -322,111 +331,6 @@ impl From<TaskFlags> for Task {
 /// Start of every variable that is the controller's.
 const PREFIX: &str = "BERTH_CONTROLLER_";
 
-/// One setting: its name in the file, and how its value is taken in.
-struct Setting {
-    name: &'static str,
-    take: fn(&mut Settings, &str) -> Result<(), String>,
-}
-
-/// Every setting there is.
-const SETTINGS: &[Setting] = &[
-    Setting { name: "listen", take: |s, v| put(&mut s.controller.listen, address(v)) },
-    Setting { name: "advertise", take: |s, v| put(&mut s.controller.advertise, url(v).map(Some)) },
-    Setting { name: "insecure", take: |s, v| put(&mut s.controller.insecure, yes_or_no(v)) },
-    Setting { name: "tls.cert", take: |s, v| put(&mut s.controller.tls.cert, path(v).map(Some)) },
-    Setting { name: "tls.key", take: |s, v| put(&mut s.controller.tls.key, path(v).map(Some)) },
-    Setting { name: "tls.client_ca", take: |s, v| put(&mut s.controller.tls.client_ca, path(v).map(Some)) },
-    Setting { name: "data_dir", take: |s, v| put(&mut s.controller.data_dir, path(v)) },
-    Setting { name: "store", take: |s, v| put(&mut s.controller.store, store(v)) },
-    Setting { name: "etcd.endpoints", take: |s, v| put(&mut s.controller.etcd.endpoints, endpoints(v)) },
-    Setting { name: "etcd.ca", take: |s, v| put(&mut s.controller.etcd.ca, path(v).map(Some)) },
-    Setting { name: "etcd.cert", take: |s, v| put(&mut s.controller.etcd.cert, path(v).map(Some)) },
-    Setting { name: "etcd.key", take: |s, v| put(&mut s.controller.etcd.key, path(v).map(Some)) },
-    Setting { name: "etcd.user", take: |s, v| put(&mut s.controller.etcd.user, text(v).map(Some)) },
-    Setting { name: "etcd.password_file", take: |s, v| put(&mut s.controller.etcd.password_file, path(v).map(Some)) },
-    Setting { name: "etcd.prefix", take: |s, v| put(&mut s.controller.etcd.prefix, Ok(v.to_owned())) },
-    Setting { name: "etcd.lease_ttl", take: |s, v| put(&mut s.controller.etcd.lease_ttl, duration(v)) },
-    Setting { name: "commit_deadline", take: |s, v| put(&mut s.controller.commit_deadline, duration(v)) },
-    Setting { name: "check_interval", take: |s, v| put(&mut s.controller.check_interval, duration(v)) },
-    Setting { name: "agents.heartbeat", take: |s, v| put(&mut s.controller.heartbeat, duration(v)) },
-    Setting { name: "agents.observe", take: |s, v| put(&mut s.controller.observe, duration(v)) },
-    Setting { name: "limits.hold", take: |s, v| put(&mut s.controller.limits.hold, duration(v)) },
-    Setting { name: "limits.prepare", take: |s, v| put(&mut s.controller.limits.prepare, duration(v)) },
-    Setting { name: "limits.attach", take: |s, v| put(&mut s.controller.limits.attach, duration(v)) },
-    Setting { name: "limits.start", take: |s, v| put(&mut s.controller.limits.start, duration(v)) },
-    Setting { name: "limits.verify", take: |s, v| put(&mut s.controller.limits.verify, duration(v)) },
-    Setting { name: "limits.release", take: |s, v| put(&mut s.controller.limits.release, duration(v)) },
-    Setting { name: "limits.queued", take: |s, v| put(&mut s.controller.limits.queued, count(v)) },
-    Setting { name: "limits.history", take: |s, v| put(&mut s.controller.limits.history, count(v)) },
-    Setting { name: "limits.history_age", take: |s, v| put(&mut s.controller.limits.history_age, duration(v)) },
-    Setting { name: "limits.placements", take: |s, v| put(&mut s.controller.limits.placements, count(v)) },
-    Setting {
-        name: "log.format",
-        take: |s, v| put(&mut s.log.format, v.parse().map_err(|e: telemetry::UnknownFormat| e.to_string())),
-    },
-    Setting { name: "log.filter", take: |s, v| put(&mut s.log.filter, Ok(v.to_owned())) },
-];
-
-fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
-    *slot = value?;
-    Ok(())
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is not of the form IP:PORT, such as 127.0.0.1:{DEFAULT_PORT}"))
-}
-
-fn url(text: &str) -> Result<String, String> {
-    let url: Option<http::Uri> = text.parse().ok();
-    let fine = url.is_some_and(|url| {
-        matches!(url.scheme_str(), Some("http" | "https"))
-            && url.host().is_some_and(|host| !host.is_empty())
-            && url.path() == "/"
-            && url.query().is_none()
-    });
-    let form = "is not of the form http://HOST:PORT or https://HOST:PORT";
-    if fine { Ok(text.trim_end_matches('/').to_owned()) } else { Err(format!("{text:?} {form}")) }
-}
-
-fn yes_or_no(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
-}
-
-fn path(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(PathBuf::from(text)) }
-}
-
-fn store(text: &str) -> Result<StoreKind, String> {
-    let known = StoreKind::ALL.map(StoreKind::name).join(", ");
-    StoreKind::ALL
-        .into_iter()
-        .find(|kind| kind.name() == text)
-        .ok_or_else(|| format!("{text:?} is not one of: {known}"))
-}
-
-fn text(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
-}
-
-fn endpoints(text: &str) -> Result<Vec<String>, String> {
-    text.split(',').map(|endpoint| self::text(endpoint.trim())).collect()
-}
-
-/// Longest of any of the times: a month. Longer ones are slips of a unit.
-const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
-/// Shortest: what comes more often than this keeps the controller busy with itself.
-const SHORTEST: Duration = Duration::from_millis(10);
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text)
-        .map_err(|_| format!("{text:?} is not a time such as 500ms, 30s, 10m or 48h"))?;
-    if (SHORTEST..=LONGEST).contains(&time) { Ok(time) } else { Err(format!("{text:?} is not from 10ms to 31 days")) }
-}
-
-fn count(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("{text:?} is not a number from 1 on"))
-}
-
 /// Values by the name of their setting, each with the name it had where it came from.
 type Layer = BTreeMap<String, (String, String)>;
 
@@ -449,7 +353,13 @@ impl Settings {
         let check_only = flags.check_config;
         let task = flags.task.clone().map_or(Task::Control, Task::from);
         let flags = from_flags(flags, &mut problems);
-        let mut settings = Self { controller: Config::default(), log: telemetry::Options::default(), check_only, task };
+        let mut settings = Self {
+            controller: Config::default(),
+            log: telemetry::Options::default(),
+            threads: DEFAULT_THREADS,
+            check_only,
+            task,
+        };
         for layer in [file, variables, flags] {
             for (name, (given_as, value)) in layer {
                 let problem = match SETTINGS.iter().find(|setting| setting.name == name) {
@@ -645,165 +555,4 @@ fn flatten(prefix: &str, table: toml::Table, layer: &mut Layer, problems: &mut V
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use expect_test::{Expect, expect};
-
-    fn resolve(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>) -> Result<Settings, Error> {
-        let mut flags = Flags::parse_from(std::iter::once(&"berth-controller").chain(flags));
-        let dir = tempfile::tempdir().unwrap();
-        if let Some(text) = file {
-            let path = dir.path().join("controller.toml");
-            std::fs::write(&path, text).unwrap();
-            flags.config = Some(path);
-        }
-        Settings::resolve(flags, environment.iter().map(|(k, v)| ((*k).into(), (*v).into())))
-    }
-
-    fn refuse(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>, why: Expect) {
-        why.assert_eq(&resolve(flags, environment, file).unwrap_err().to_string());
-    }
-
-    #[test]
-    fn flags_win_over_environment_over_file_over_defaults() {
-        let file = "store = 'memory'\n[limits]\nhold = '5m'\nqueued = 7\n[agents]\nheartbeat = '1s'\nobserve = '2s'\n";
-        let environment =
-            [("BERTH_CONTROLLER_AGENTS_HEARTBEAT", "3s"), ("BERTH_CONTROLLER_AGENTS_OBSERVE", "4s"), ("PATH", "x")];
-        let settings =
-            resolve(&["--set", "agents.observe=5s", "--listen", "127.0.0.1:0"], &environment, Some(file)).unwrap();
-        let Config { listen, store, limits, heartbeat, observe, commit_deadline, .. } = settings.controller;
-        assert_eq!(listen.port(), 0);
-        assert_eq!(store, StoreKind::Memory);
-        assert_eq!((limits.hold, limits.queued), (Duration::from_secs(300), 7));
-        assert_eq!((heartbeat, observe), (Duration::from_secs(3), Duration::from_secs(5)));
-        assert_eq!(commit_deadline, Config::default().commit_deadline);
-    }
-
-    #[test]
-    fn nothing_at_all_gives_the_defaults() {
-        assert_eq!(resolve(&[], &[], None).unwrap().controller, Config::default());
-    }
-
-    #[test]
-    fn every_bad_setting_is_named_wherever_it_comes_from() {
-        refuse(
-            &["--set", "heartbeat=1s", "--set", "nonsense", "--store", "etc"],
-            &[("BERTH_CONTROLLER_LISTEN", "here"), ("BERTH_CONTROLLER_LIMIT_HOLD", "1m")],
-            Some(
-                "insecure = 'perhaps'\nlimits.hold = '1 parsec'\nlimits.queued = 0\nlimits.history = [1]\nlimits.release = '0s'\n",
-            ),
-            expect![[r#"
-                limits.history: must be a text, a whole number, true or false
-                --set nonsense: is not of the form NAME=VALUE
-                insecure: "perhaps" is neither true nor false
-                limits.hold: "1 parsec" is not a time such as 500ms, 30s, 10m or 48h
-                limits.queued: "0" is not a number from 1 on
-                limits.release: "0s" is not from 10ms to 31 days
-                BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
-                BERTH_CONTROLLER_LISTEN: "here" is not of the form IP:PORT, such as 127.0.0.1:7600
-                --set heartbeat: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
-                --store: "etc" is not one of: embedded, memory, etcd"#]],
-        );
-    }
-
-    #[test]
-    fn listening_beyond_this_machine_must_be_allowed() {
-        refuse(
-            &["--listen", "0.0.0.0:7600"],
-            &[],
-            None,
-            expect![[r#"
-            listen: 0.0.0.0:7600 can be reached from other machines, and connections are neither encrypted nor authenticated; set cert, key and client_ca under [tls], listen on 127.0.0.1, or set insecure = true if the network in between is trusted"#]],
-        );
-        assert!(resolve(&["--listen", "0.0.0.0:7600", "--insecure"], &[], None).is_ok());
-        assert!(resolve(&["--listen", "[::1]:7600"], &[], None).is_ok());
-    }
-
-    #[test]
-    fn tls_takes_all_its_files_or_none() {
-        let file = "listen = '0.0.0.0:7600'\n[tls]\ncert = 'c.pem'\nkey = '/etc/k.pem'\nclient_ca = 'ca.pem'\n";
-        let tls = resolve(&["--tls-cert", "flag.pem"], &[], Some(file)).unwrap().controller.tls;
-        assert_eq!(
-            (tls.cert.as_deref(), tls.key.as_deref()),
-            (Some(Path::new("flag.pem")), Some(Path::new("/etc/k.pem")))
-        );
-        let beside = tls.client_ca.unwrap();
-        assert!(beside.is_absolute() && beside.ends_with("ca.pem"), "{beside:?}");
-
-        let missing = |text: &str| resolve(&[], &[], Some(text)).unwrap_err().to_string();
-        assert!(missing("tls.key = 'k'\ntls.client_ca = 'c'\n").starts_with("tls.cert: is missing"));
-        assert!(missing("tls.cert = 'c'\ntls.client_ca = 'c'\n").starts_with("tls.key: is missing"));
-        assert!(missing("tls.cert = 'c'\ntls.key = 'k'\n").starts_with("tls.client_ca: is missing"));
-        assert!(missing("tls.cert = ''\n").starts_with("tls.cert: is empty"));
-        assert!(missing("tls.ca = 'c'\n").starts_with("tls.ca: no such setting"));
-        let both = resolve(&["--insecure"], &[], Some(file)).unwrap_err().to_string();
-        assert!(both.starts_with("insecure: has no meaning beside [tls]"), "{both}");
-    }
-
-    #[test]
-    fn a_task_takes_the_same_settings_before_and_after_its_name() {
-        let task = |flags: &[&str]| {
-            let settings = resolve(flags, &[], Some("store = 'memory'\n")).unwrap();
-            assert_eq!(settings.controller.data_dir, Path::new("d"), "{flags:?}");
-            settings.task
-        };
-        assert_eq!(task(&["--data-dir", "d"]), Task::Control);
-        let restore = restore::Options { file: "f".into(), yes: false, into_nonempty: true };
-        assert_eq!(task(&["--data-dir", "d", "restore", "f", "--into-nonempty"]), Task::Restore(restore.clone()));
-        assert_eq!(task(&["restore", "f", "--data-dir", "d", "--into-nonempty"]), Task::Restore(restore));
-        let rebuild = rebuild::Options { wait: Duration::from_secs(30), nodes: None, yes: true };
-        assert_eq!(task(&["rebuild", "--yes", "--set", "data_dir=d"]), Task::Rebuild(rebuild));
-    }
-
-    #[test]
-    fn what_a_file_names_lies_beside_it() {
-        let settings = resolve(&[], &[], Some("data_dir = 'data'")).unwrap();
-        assert!(settings.controller.data_dir.is_absolute() && settings.controller.data_dir.ends_with("data"));
-        let settings = resolve(&["--data-dir", "data"], &[], Some("data_dir = 'other'")).unwrap();
-        assert_eq!(settings.controller.data_dir, Path::new("data"));
-    }
-
-    #[test]
-    fn etcd_is_a_store_with_settings_of_its_own() {
-        let file =
-            "store = 'etcd'\n[etcd]\nendpoints = ['https://a:2379', 'b:2379']\nca = 'ca.pem'\nlease_ttl = '5s'\n";
-        let Config { store, etcd, .. } = resolve(&[], &[], Some(file)).unwrap().controller;
-        assert_eq!((store, etcd.lease_ttl), (StoreKind::Etcd, Duration::from_secs(5)));
-        assert_eq!(etcd.endpoints, ["https://a:2379", "b:2379"]);
-        assert!(etcd.ca.unwrap().is_absolute(), "what a file names lies beside it");
-        let Config { store, etcd, .. } = resolve(&["--etcd", "a:1,b:1"], &[], None).unwrap().controller;
-        assert_eq!((store, etcd.endpoints.len()), (StoreKind::Etcd, 2));
-        for (flags, file, expected) in [
-            (vec!["--store", "etcd"], "", "etcd.endpoints: name at least one, such as http://127.0.0.1:2379"),
-            (
-                vec![],
-                "etcd.endpoints = ['a:1']",
-                "etcd: has settings, but store is embedded: set store = \"etcd\" or remove them",
-            ),
-            (vec!["--etcd", "a:1"], "etcd.user = 'u'", "etcd.user: needs password_file"),
-            (
-                vec!["--etcd", "a:1", "--set", "etcd.lease_ttl=1s"],
-                "",
-                "etcd.lease_ttl: must be whole seconds from 2s to 300s",
-            ),
-            (
-                vec!["--etcd", "a:1,,b:1"],
-                "",
-                "--etcd: is empty\netcd.endpoints: name at least one, such as http://127.0.0.1:2379",
-            ),
-        ] {
-            assert_eq!(resolve(&flags, &[], Some(file)).unwrap_err().to_string(), expected);
-        }
-        let text = resolve(&["--etcd", "a:1"], &[], Some("etcd.endpoint = 'a:1'")).unwrap_err().to_string();
-        assert!(text.starts_with("etcd.endpoint: no such setting"), "{text}");
-    }
-
-    #[test]
-    fn a_file_that_is_no_toml_is_refused_with_its_line() {
-        let text = resolve(&[], &[], Some("listen = \n")).unwrap_err().to_string();
-        assert!(text.contains("line 1"), "{text}");
-        assert!(
-            resolve(&["--config", "/nowhere/at/all.toml"], &[], None).unwrap_err().to_string().contains("/nowhere")
-        );
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 //! its certificate is the node's name. Must never let a handler read an identity from what a caller wrote;
 //! what another controller says about whom it asks for is taken by [`crate::api`] before any handler sees a call.
 
+use crate::afterwards::afterwards;
 use berth_model::{NodeName, PlacementName};
 use berth_proto::v1;
 use berth_telemetry::names;
@@ -126,27 +127,29 @@ pub(crate) fn name_of(caller: Option<&Caller>) -> &str {
 }
 
 /// Writes down that somebody asked for a change, and what came of it. One line for each call that can change something,
-/// inside the span that names the method.
+/// inside the span that names the method; after the answer, which need not wait for it: who asked for a placement also
+/// stands in its record.
 pub(crate) fn audit(
-    caller: Option<&Caller>,
-    placement: &PlacementName,
+    caller: Option<Caller>,
+    placement: PlacementName,
     outcome: &Result<Response<v1::Placement>, Status>,
 ) {
-    let peer = caller.map(|caller| tracing::field::display(caller.0.peer));
     let (uid, code, why) = match outcome {
-        Ok(answer) => (answer.get_ref().uid.as_str(), tonic::Code::Ok, None),
-        Err(status) => ("", status.code(), Some(tracing::field::display(status.message()))),
+        Ok(answer) => (answer.get_ref().uid.clone(), tonic::Code::Ok, None),
+        Err(status) => (String::new(), status.code(), Some(status.message().to_owned())),
     };
-    tracing::info!(
-        { names::CALLER } = name_of(caller),
-        { names::PEER } = peer,
-        { names::PLACEMENT } = %placement,
-        { names::UID } = uid,
-        { names::OUTCOME } = ?code,
-        { names::ERROR } = why,
-        "{}",
-        names::EVENT_CHANGE_ASKED
-    );
+    afterwards(move || {
+        tracing::info!(
+            { names::CALLER } = name_of(caller.as_ref()),
+            { names::PEER } = caller.as_ref().map(|caller| tracing::field::display(caller.0.peer)),
+            { names::PLACEMENT } = %placement,
+            { names::UID } = uid,
+            { names::OUTCOME } = ?code,
+            { names::ERROR } = why,
+            "{}",
+            names::EVENT_CHANGE_ASKED
+        );
+    });
 }
 
 #[cfg(test)]

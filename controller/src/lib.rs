@@ -4,6 +4,7 @@
 //! [`app`] is the only module that knows all others. Nothing here decides about placements: that is
 //! [`berth_core::decide`].
 
+mod afterwards;
 pub mod agents;
 pub mod api;
 pub mod app;

@@ -8,9 +8,8 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match berth_controller::process::run().await {
+fn main() -> ExitCode {
+    match berth_controller::process::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

@@ -11,6 +11,7 @@ use berth_telemetry::names;
 use std::io::{BufReader, stdin, stdout};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Builder;
 
 /// Pause after the first attempt that etcd did not answer; doubles with each.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -22,8 +23,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// # Errors
 /// Why it does not start, or that it cannot go on: the process must then end, so that another takes over or a supervisor
 /// starts it again.
-pub async fn run() -> anyhow::Result<()> {
+pub fn run() -> anyhow::Result<()> {
     let settings = Settings::load()?;
+    let mut threads = match settings.threads {
+        1 => Builder::new_current_thread(),
+        several => {
+            let mut threads = Builder::new_multi_thread();
+            threads.worker_threads(several);
+            threads
+        }
+    };
+    threads.enable_all().build().context("the system gives no threads")?.block_on(run_with(settings))
+}
+
+async fn run_with(settings: Settings) -> anyhow::Result<()> {
     if settings.check_only {
         app::tls(&settings.controller).await?;
         return Ok(());

@@ -4,6 +4,7 @@
 //! a node. Must never show anything that is not committed: a leader publishes only after a commit, a follower only what
 //! the store's watch brought.
 
+use crate::afterwards::afterwards;
 use arc_swap::ArcSwap;
 use berth_core::world::World;
 use berth_model::{NodeName, PlacementName, Timestamp};
@@ -133,7 +134,9 @@ impl Ring {
         }
     }
 
-    fn push(&mut self, snapshot: Arc<Snapshot>, touched: Touched, now: Instant) {
+    /// Takes a snapshot in; gives those that nobody can ask for any more.
+    fn push(&mut self, snapshot: Arc<Snapshot>, touched: Touched, now: Instant) -> Vec<Arc<Snapshot>> {
+        let mut retired = Vec::new();
         let (sequence, revision) = (snapshot.sequence, snapshot.revision);
         self.changes.push_back(Change { sequence, revision, touched: Arc::new(touched) });
         while self.changes.len() > CHANGES {
@@ -143,11 +146,12 @@ impl Ring {
         }
         self.recent.push_back((now, snapshot));
         while self.recent.len() > RECENT || self.recent.len() > 1 && is_old(self.recent.front(), now) {
-            self.recent.pop_front();
+            retired.extend(self.recent.pop_front().map(|(_, snapshot)| snapshot));
         }
         while is_old(self.kept.front(), now) {
-            self.kept.pop_front();
+            retired.extend(self.kept.pop_front().map(|(_, snapshot)| snapshot));
         }
+        retired
     }
 
     fn keep(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
@@ -305,8 +309,10 @@ impl Publisher {
             term: self.term,
             leading_since: self.leading_since,
         });
-        self.shared.ring().push(Arc::clone(&snapshot), touched, Instant::now());
+        let retired = self.shared.ring().push(Arc::clone(&snapshot), touched, Instant::now());
         self.show(Arc::clone(&snapshot));
+        // To take a world apart costs about as much as to make it.
+        afterwards(move || drop(retired));
         snapshot
     }
 

@@ -14,9 +14,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use tonic::Status;
 
-/// Items on a page when the caller does not say.
-const DEFAULT_SIZE: u32 = 1000;
-/// Most items on a page: beyond it, an answer comes too near to the size that clients accept.
+/// Most items on a page, and as many as there are when the caller does not say: some milliseconds of work, in which the
+/// thread that makes it does nothing else.
+const MOST: u32 = 1000;
+/// Most that a caller may ask for. It gets what [`MOST`] leaves of it.
 const MAX_SIZE: u32 = 10_000;
 /// Longest key of an item in bytes: a node name, a slash and a location path.
 const MAX_KEY_BYTES: usize = 1024;
@@ -46,7 +47,7 @@ impl<'a> Page<'a> {
         if size > MAX_SIZE {
             return Err(invalid("page_size", format_args!("{size} is more than {MAX_SIZE}")));
         }
-        let size = if size == 0 { DEFAULT_SIZE } else { size };
+        let size = if size == 0 { MOST } else { size.min(MOST) };
         let mut hasher = DefaultHasher::new();
         filters.hash(&mut hasher);
         let filters = hasher.finish();

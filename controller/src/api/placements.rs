@@ -42,7 +42,7 @@ impl PlacementsService {
         input: Input,
     ) -> Result<Response<v1::Placement>, Status> {
         let outcome = self.decide(input).await;
-        identity::audit(caller.as_ref(), &name, &outcome);
+        identity::audit(caller, name, &outcome);
         outcome
     }
 

@@ -58,6 +58,15 @@ const ALLOWED: &[Allowed] = &[
         why: "the last words of a leader that ends",
     },
     Allowed {
+        within: LOST,
+        who: Who::Controller,
+        level: "WARN",
+        target: "berth_controller::app",
+        message: "a task failed while the controller stopped",
+        errors: &["leadership was lost; another controller has taken over"],
+        why: "a leader that is asked to end finds that it has slept or was cut off for longer than its lease",
+    },
+    Allowed {
         within: CUT_OFF,
         who: Who::Controller,
         level: "WARN",
