@@ -17,9 +17,12 @@ use std::time::Duration;
 use tonic::transport::{Channel, Uri};
 use tonic::{Code, Request, Response, Status};
 
-/// Pauses between the attempts of one call: 3.1 s in all. A controller that takes over needs up to 5 s, but most
-/// blips are shorter, and someone who mistyped the endpoint is waiting. The deadline cuts it off earlier.
+/// Pauses between the attempts of one call: 3.1 s in all, since someone who mistyped the endpoint is waiting. The deadline
+/// cuts it off earlier.
 const PAUSES_MS: [u64; 5] = [100, 200, 400, 800, 1600];
+/// As many more of the last one where somebody is known to be there: another controller that takes over needs up to 5 s,
+/// and one that was cut off without a word is missed for 15.
+const MORE_PAUSES: usize = 8;
 /// Longest answer taken. A page of 1,000 GPUs is below 1 MiB; a plan of 10,000 requests may say why for each.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// How long a TCP connection may take to come about.
@@ -236,6 +239,7 @@ impl Client {
     ) -> Result<T, Failed> {
         let end = tokio::time::Instant::now() + self.deadline;
         let mut pauses = PAUSES_MS.into_iter();
+        let mut more = PAUSES_MS.last().copied().into_iter().cycle().take(MORE_PAUSES);
         // Whether an attempt may have reached a controller: then "cannot connect" later does not prove that nothing happened.
         let mut sent = false;
         loop {
@@ -254,7 +258,9 @@ impl Client {
             let connected = !why.starts_with(NOT_CONNECTED);
             let why = if sent && !connected { format!("at first no answer, then {why}") } else { why };
             sent |= connected;
-            let Some(pause) = pauses.next().map(Duration::from_millis) else { return Err(Failed::Silent(why)) };
+            let somebody = sent || self.ways.len() > 1;
+            let pause = pauses.next().or_else(|| if somebody { more.next() } else { None });
+            let Some(pause) = pause.map(Duration::from_millis) else { return Err(Failed::Silent(why)) };
             if tokio::time::Instant::now() + pause >= end {
                 return Err(Failed::Silent(why));
             }

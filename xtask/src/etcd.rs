@@ -22,15 +22,20 @@ const GO_MAIN: &str = "package main\n\nimport (\n\t\"os\"\n\n\t\"go.etcd.io/etcd
 /// Puts an etcd server to the second path, with the first as a place to work in.
 type Way = fn(&Path, &Path) -> anyhow::Result<()>;
 
-/// An etcd server: the one that is named or in the PATH, else the one that was got before, else one that can be got.
+/// What counts as new: older ones work too, but the newest is what people will run.
+const NEW: (u32, u32) = (3, 6);
+
+/// An etcd server: the one that is named, a new one in the PATH, the one that was got before, one that can be got, or
+/// whatever is in the PATH.
 ///
 /// # Errors
 /// Why there is none, all reasons in one line.
 pub(crate) fn get() -> anyhow::Result<PathBuf> {
     let dir = root().join("target").join("tools").join("etcd");
     let kept = dir.join(format!("etcd{}", std::env::consts::EXE_SUFFIX));
-    let here = config::named(config::ETCD).or_else(|| config::in_path("etcd"));
-    if let Some(etcd) = here.or_else(|| kept.is_file().then(|| kept.clone())) {
+    let in_path = config::in_path("etcd");
+    let new = in_path.clone().filter(|etcd| version(etcd).is_some_and(|version| version >= NEW));
+    if let Some(etcd) = config::named(config::ETCD).or(new).or_else(|| kept.is_file().then(|| kept.clone())) {
         return Ok(etcd);
     }
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -52,7 +57,21 @@ pub(crate) fn get() -> anyhow::Result<PathBuf> {
         // What does not run must not be found next time; it may not be there at all.
         drop(fs::remove_file(&kept));
     }
-    bail!("no etcd in the PATH, and none can be got ({})", reasons.join("; "))
+    let reasons = reasons.join("; ");
+    let Some(old) = in_path else { bail!("no etcd in the PATH, and none can be got ({reasons})") };
+    println!("No newer etcd can be got ({reasons}); {} it is.", old.display());
+    Ok(old)
+}
+
+/// Major and minor version of a server: `etcd Version: 3.4.23` is the first line that it prints.
+fn version(etcd: &Path) -> Option<(u32, u32)> {
+    let output = command(etcd).arg("--version").output().ok()?;
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.lines().next()?.strip_prefix("etcd Version: ")?.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn run(mut command: Command) -> anyhow::Result<()> {
@@ -127,4 +146,18 @@ fn keep(dir: &Path, ending: &Path, kept: &Path) -> anyhow::Result<()> {
         }
     }
     bail!("it has no {}", ending.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_a_server_is_read() {
+        assert_eq!(parse_version("etcd Version: 3.4.23\nGit SHA: x\n"), Some((3, 4)));
+        assert_eq!(parse_version("etcd Version: 3.6.0-rc.1\n"), Some((3, 6)));
+        for unreadable in ["", "etcd 3.6", "etcd Version: x.y"] {
+            assert_eq!(parse_version(unreadable), None, "{unreadable}");
+        }
+    }
 }

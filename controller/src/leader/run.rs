@@ -127,6 +127,12 @@ pub(crate) struct Service {
     publisher: Publisher,
     lead: Lead,
     sessions: Sessions,
+    trouble: Trouble,
+}
+
+/// What the store has failed at lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trouble {
     /// Failed attempts since something was committed or loaded.
     attempts: u32,
     /// Commits that failed since one did not, while the leadership went on.
@@ -156,19 +162,7 @@ impl Service {
         let sessions = Sessions::default();
         Ok((
             replica,
-            Self {
-                store,
-                options,
-                queue,
-                outbox,
-                stop,
-                publisher,
-                lead,
-                sessions,
-                attempts: 0,
-                failures: 0,
-                refusing: false,
-            },
+            Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble: Trouble::default() },
         ))
     }
 
@@ -198,19 +192,7 @@ impl Service {
             publisher.restart(world, revision, brain.term(), now());
         }
         let sessions = Sessions::default();
-        Ok(Self {
-            store,
-            options,
-            queue,
-            outbox,
-            stop,
-            publisher,
-            lead,
-            sessions,
-            attempts: 0,
-            failures: 0,
-            refusing: false,
-        })
+        Ok(Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble: Trouble::default() })
     }
 
     /// Leads until the process stops.
@@ -275,9 +257,7 @@ impl Service {
     fn settled(&mut self, result: Result<(), CommitError>) -> Result<Option<CommitError>, Ended> {
         match result {
             Ok(()) => {
-                self.attempts = 0;
-                self.failures = 0;
-                if std::mem::take(&mut self.refusing) {
+                if std::mem::take(&mut self.trouble).refusing {
                     tracing::info!("the store takes writes again");
                 }
                 Ok(None)

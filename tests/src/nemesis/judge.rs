@@ -16,11 +16,37 @@ use berth_store::Revision;
 use std::collections::BTreeMap;
 use tokio::runtime::Handle;
 
-/// Refusals that a caller who does what ours do may get, with the reason.
-const REFUSALS: &[(Method, &str, &str)] = &[
-    (Method::Create, "NOT_PLACEABLE", "the VM that is there already is on a host without room"),
-    (Method::Create, "VM_HAS_PLACEMENT", "the one before for the same VM was left when its caller lost patience"),
-    (Method::Commit, "NOT_HELD", "the hold expired while its caller was cut off"),
+/// A refusal that a caller who does what ours do may get.
+#[derive(Clone, Copy, Debug)]
+struct Allowed {
+    /// Where; everywhere when empty.
+    within: &'static [Experiment],
+    method: Method,
+    reason: &'static str,
+    #[expect(dead_code, reason = "for whoever reads this list")]
+    why: &'static str,
+}
+
+/// All of them.
+const REFUSALS: &[Allowed] = &[
+    Allowed {
+        within: &[],
+        method: Method::Create,
+        reason: "NOT_PLACEABLE",
+        why: "the VM that is there already is on a host without room",
+    },
+    Allowed {
+        within: &[Experiment::Mixed, Experiment::PausedLeader],
+        method: Method::Create,
+        reason: "VM_HAS_PLACEMENT",
+        why: "the one before for the same VM was left when its caller lost patience",
+    },
+    Allowed {
+        within: &[Experiment::Mixed],
+        method: Method::Commit,
+        reason: "NOT_HELD",
+        why: "the hold expired while its caller was cut off",
+    },
 ];
 
 /// Most findings of one kind that are told: the first ones say it.
@@ -60,7 +86,7 @@ pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &H
     };
     add(history.wrong.clone());
     add(told.wrong.clone());
-    add(refusals(told));
+    add(refusals(experiment, told));
     add(told.acknowledged.iter().flat_map(|answer| kept(answer, &history)).collect());
     let (wrote, claimed) = writers(|candidate| cluster.number_of(candidate), &history, &logs);
     add(wrote);
@@ -72,10 +98,13 @@ pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &H
     Ok(Verdict { wrong, history, logs, claimed })
 }
 
-fn refusals(told: &Told) -> Vec<String> {
+fn refusals(experiment: Experiment, told: &Told) -> Vec<String> {
     let mut found: BTreeMap<String, u64> = BTreeMap::new();
     for refused in &told.refused {
-        let known = REFUSALS.iter().any(|(method, reason, _)| *method == refused.method && *reason == refused.reason);
+        let known = REFUSALS.iter().any(|allowed| {
+            let here = allowed.within.is_empty() || allowed.within.contains(&experiment);
+            here && allowed.method == refused.method && allowed.reason == refused.reason
+        });
         if !known {
             let text = format!("{:?} was refused: {}: {}", refused.method, refused.reason, refused.text);
             *found.entry(text).or_default() += 1;

@@ -35,7 +35,7 @@ impl Service {
             return self.reload(&why).await;
         }
         match &why {
-            CommitError::Full(_) if self.refusing => {}
+            CommitError::Full(_) if self.trouble.refusing => {}
             CommitError::Full(_) => tracing::error!(error = %why, "no change can be made; what runs goes on"),
             CommitError::Precondition { .. } => {
                 tracing::error!(error = %why, "the store holds what this controller did not write; its decision is taken back");
@@ -44,19 +44,19 @@ impl Service {
                 tracing::warn!(error = %why, "a commit failed; what rests on it is taken back");
             }
         }
-        self.refusing |= matches!(why, CommitError::Full(_));
+        self.trouble.refusing |= matches!(why, CommitError::Full(_));
         self.undo(loss, &why).await
     }
 
     /// Takes back what failed, in this leadership: what is stored takes its place.
     async fn undo(&mut self, loss: Loss, why: &CommitError) -> Result<(), Ended> {
         let undone = self.lead.pipeline.groups.undo(loss);
-        self.failures = self.failures.saturating_add(1);
+        self.trouble.failures = self.trouble.failures.saturating_add(1);
         let mut reads = 0;
         let stored = loop {
             reads += 1;
             let reading = async {
-                tokio::time::sleep(pause(self.failures.max(reads)).min(LONGEST_WAIT)).await;
+                tokio::time::sleep(pause(self.trouble.failures.max(reads)).min(LONGEST_WAIT)).await;
                 let reading = load::stored(self.store.as_ref(), self.lead.pipeline.groups.fence(), &undone);
                 tokio::time::timeout(self.options.commit_deadline, reading).await
             };
@@ -113,19 +113,19 @@ impl Service {
         tracing::warn!(error = %why, "a commit failed; what was not durable is given up and the world is loaded anew");
         self.settle().await?;
         self.give_up(why);
-        self.attempts = self.attempts.saturating_add(1);
-        if self.attempts > 1 {
-            tokio::time::sleep(pause(self.attempts - 1)).await;
+        self.trouble.attempts = self.trouble.attempts.saturating_add(1);
+        if self.trouble.attempts > 1 {
+            tokio::time::sleep(pause(self.trouble.attempts - 1)).await;
         }
-        if self.attempts > ATTEMPTS {
-            return Err(Ended::Store { attempts: self.attempts, source: LoadFailure(load_error(why)) });
+        if self.trouble.attempts > ATTEMPTS {
+            return Err(Ended::Store { attempts: self.trouble.attempts, source: LoadFailure(load_error(why)) });
         }
         self.lead_anew().await
     }
 
     /// Wins another leadership, loads the world and goes on with the sessions there are.
     async fn lead_anew(&mut self) -> Result<(), Ended> {
-        self.lead = take_over(&self.store, &self.options, &mut self.attempts).await?;
+        self.lead = take_over(&self.store, &self.options, &mut self.trouble.attempts).await?;
         let Lead { desk, pipeline, .. } = &mut self.lead;
         let brain = desk.brain();
         self.publisher.restart(brain.world().clone(), desk.revision().0, brain.term(), now());
