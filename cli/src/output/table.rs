@@ -244,7 +244,9 @@ pub fn model(placement: &v1::Placement) -> String {
 
 /// The one thing beside the phase that matters most: a condition, a failure, the step it is at.
 pub fn note(placement: &v1::Placement) -> String {
-    let step = placement.current_step.as_ref().map(|current| {
+    // Where nothing is left to do, the last step is told until its end is: a moment that nobody cares for.
+    let settled = matches!(placement.phase(), v1::Phase::Active | v1::Phase::Released);
+    let step = placement.current_step.as_ref().filter(|_| !settled).map(|current| {
         let name = short(current.step().as_str_name(), "STEP_");
         if current.attempt > 1 { format!("{name}, attempt {}", current.attempt) } else { name }
     });
