@@ -2,6 +2,7 @@
 
 use crate::gpu::{Finding, QuarantineReason};
 use crate::id::{GpuId, ModelName, NodeName, PlacementName, RequestId, VmId};
+use crate::mmio::Excess;
 use crate::pci::DeviceAddress;
 use crate::request::{FieldError, PlacementRequest};
 use crate::time::Timestamp;
@@ -260,10 +261,12 @@ pub enum Rejection {
     },
     /// The GPUs need more address space than a VM on this host can have.
     Mmio {
-        /// Bytes above 4 GiB that would be needed.
-        needed_bytes: u64,
-        /// Bytes a VM can have.
-        cap_bytes: u64,
+        /// How many.
+        gpus: u32,
+        /// Of which model.
+        model: ModelName,
+        /// What does not fit.
+        excess: Excess,
     },
 }
 
@@ -307,10 +310,10 @@ impl fmt::Display for Rejection {
             Self::NotOneNuma { best } => write!(f, "at most {best} are available on one NUMA node"),
             Self::Cpu { left_milli } => write!(f, "only {}.{:03} cores left", left_milli / 1000, left_milli % 1000),
             Self::Memory { left_bytes } => write!(f, "only {} MiB of memory left", left_bytes >> 20),
-            Self::Mmio { needed_bytes, cap_bytes } => write!(
+            Self::Mmio { gpus, model, excess: Excess { gap, needed_bytes, cap_bytes } } => write!(
                 f,
-                "its GPUs need {} MiB of address space above 4 GiB, a VM there can have {} MiB",
-                needed_bytes >> 20,
+                "needs {} MiB of {gap} MMIO for {gpus} × {model}, the node allows a VM {} MiB",
+                needed_bytes.div_ceil(1 << 20),
                 cap_bytes >> 20
             ),
         }

@@ -21,7 +21,7 @@ use berth_model::reason::Refusal;
 use berth_model::request::PlacementRequest;
 use std::fmt;
 
-pub use capacity::{ModelCapacity, Planned, Slots, capacity, plan};
+pub use capacity::{Limit, ModelCapacity, Planned, Slots, capacity, plan};
 
 /// Decides where a request goes now.
 ///

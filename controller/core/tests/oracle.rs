@@ -9,7 +9,7 @@ use berth_core::schedule;
 use berth_core::world::index::Index;
 use berth_core::world::{Gpu, Link, Node, View, World};
 use berth_model::gpu::{Finding, GpuHealth, GpuState, MmioSize, Verdict};
-use berth_model::mmio::required_high;
+use berth_model::mmio;
 use berth_model::node::Cordon;
 use berth_model::reason::Refusal;
 use berth_model::request::{Draft, Locality, PlacementRequest, Resources};
@@ -100,7 +100,7 @@ fn would_do(node: &Node, gpus: &[&Gpu], request: &PlacementRequest) -> bool {
     one_model
         && wanted
         && (request.locality == Locality::Preferred || one_numa)
-        && node.facts.mmio_high_cap_bytes.is_none_or(|cap| required_high(&windows) <= cap)
+        && mmio::check(&windows, node.facts.mmio_high_cap_bytes).is_ok()
         && left.cpu_milli >= request.resources.cpu_milli
         && left.memory_bytes >= request.resources.memory_bytes
         && request.node.as_ref().is_none_or(|name| *name == node.name)

@@ -347,11 +347,30 @@ fn address_space_bounds_the_gpus_of_one_vm() {
         &world,
         draft("two", 2),
         expect![
-            "NOT_PLACEABLE: none of 1 nodes can give 2 GPUs now (Mmio: 1); nearest is n: its GPUs need 131616 MiB of address space above 4 GiB, a VM there can have 70000 MiB; it would fit if the request asks for at most 1 GPUs a VM"
+            "NOT_PLACEABLE: none of 1 nodes can give 2 GPUs now (Mmio: 1); nearest is n: needs 131616 MiB of high MMIO for 2 × A16, the node allows a VM 70000 MiB; it would fit if the request asks for at most 1 GPUs a VM"
         ],
     );
-    let slots: Vec<u32> = capacity(&world)[0].slots.iter().map(|slots| slots.vms).collect();
+    let known = capacity(&world).remove(0);
+    let slots: Vec<u32> = known.slots.iter().map(|slots| slots.vms).collect();
     assert_eq!(slots, [2, 0, 0, 0, 0]);
+    let told: Vec<_> =
+        known.limits.iter().map(|l| format!("{} {} {}: {}", l.nodes, l.per_vm, l.node, l.excess)).collect();
+    assert_eq!(told, ["1 1 n: 131616 MiB of high MMIO, 70000 MiB can be had"]);
+}
+
+#[test]
+fn what_no_waiting_brings_is_said_before_what_is_only_taken_now() {
+    let mut capped = node_of("n", 2, "A16");
+    capped.facts.mmio_high_cap_bytes = Some(70_000 << 20);
+    let mut world = world([capped]);
+    place(&mut world, 1, draft("first", 1));
+    check(
+        &world,
+        draft("two", 2),
+        expect![
+            "NOT_PLACEABLE: none of 1 nodes can give 2 GPUs now (Mmio: 1); nearest is n: needs 131616 MiB of high MMIO for 2 × A16, the node allows a VM 70000 MiB; it would fit if the request asks for at most 1 GPUs a VM"
+        ],
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::view::count;
 use crate::replica::Snapshot;
 use arc_swap::ArcSwapOption;
-use berth_core::schedule::{ModelCapacity, Slots, capacity};
+use berth_core::schedule::{Limit, ModelCapacity, Slots, capacity};
 use berth_core::world::Link;
 use berth_proto::v1;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ fn summarize(snapshot: &Snapshot) -> Summary {
 }
 
 fn show(capacity: ModelCapacity) -> v1::ModelSummary {
-    let ModelCapacity { model, gpus, available, states, unavailable, slots } = capacity;
+    let ModelCapacity { model, gpus, available, states, unavailable, slots, limits } = capacity;
     let counts = |counts: Vec<(&'static str, u32)>| {
         counts.into_iter().map(|(name, count)| v1::Count { name: name.to_owned(), count }).collect()
     };
@@ -78,5 +78,14 @@ fn show(capacity: ModelCapacity) -> v1::ModelSummary {
         states: counts(states),
         reasons: counts(unavailable),
         slots: slots.into_iter().map(|Slots { gpus, vms }| v1::Slots { gpus, vms }).collect(),
+        limits: limits
+            .into_iter()
+            .map(|Limit { nodes, per_vm, node, excess }| v1::MmioLimit {
+                nodes,
+                gpus_per_vm: per_vm,
+                node: node.to_string(),
+                text: excess.to_string(),
+            })
+            .collect(),
     }
 }

@@ -31,11 +31,11 @@ mod tests {
 
     #[test]
     fn the_defaults_are_raised_to_what_the_device_needs() {
-        assert_eq!(merged(&settings(128, 512), &[DEVICE]), (144 * MIB, 66_080 * MIB));
+        assert_eq!(merged(&settings(128, 512), &[DEVICE]), (3_072 * MIB, 66_080 * MIB));
     }
 
     #[test]
     fn what_the_vm_has_is_never_lowered() {
-        assert_eq!(merged(&settings(3_000, 131_616), &[DEVICE]), (3_000 * MIB, 131_616 * MIB));
+        assert_eq!(merged(&settings(3_100, 131_616), &[DEVICE]), (3_100 * MIB, 131_616 * MIB));
     }
 }

@@ -9,9 +9,11 @@
 //! look_seconds = 100                              # how long a look may take
 //! step_seconds = 200                              # and one step
 //! shutdown_seconds = 320                          # and a guest's shutdown, before its VM is turned off
+//! mmio_high_cap_mib = 131072                      # most high MMIO that Set-VM takes here; without it nothing is assumed
 //! ```
 
 use crate::driver::hyperv::Options;
+use berth_model::mmio::HIGH_BASE_BYTES;
 use clap::Args;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -39,11 +41,14 @@ pub(super) struct Layer {
     /// With the driver hyperv: how long a guest may take to shut down before its VM is turned off.
     #[arg(long = "hyperv-shutdown-seconds", value_name = "SECONDS")]
     shutdown_seconds: Option<u32>,
+    /// With the driver hyperv: the most address space above 4 GiB that a VM can have on this host, in MiB, as measured.
+    #[arg(long = "hyperv-mmio-high-cap-mib", value_name = "MIB")]
+    mmio_high_cap_mib: Option<u64>,
 }
 
 /// Names of the variables, for whoever misspells one.
 pub(super) const VARIABLES: &str = "_HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_GUEST_CREDENTIAL, _HYPERV_LOOK_SECONDS, \
-                                    _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS";
+                                    _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _HYPERV_MMIO_HIGH_CAP_MIB";
 
 impl Layer {
     /// What a file names lies beside that file.
@@ -67,6 +72,7 @@ impl Layer {
             "LOOK_SECONDS" => read(&mut self.look_seconds, value, seconds),
             "STEP_SECONDS" => read(&mut self.step_seconds, value, seconds),
             "SHUTDOWN_SECONDS" => read(&mut self.shutdown_seconds, value, seconds),
+            "MMIO_HIGH_CAP_MIB" => read(&mut self.mmio_high_cap_mib, value, "a whole number of MiB"),
             _ => return None,
         })
     }
@@ -76,6 +82,9 @@ impl Layer {
 const LEAST: u32 = 2;
 /// Longest limits: the reconcile loop has its own for what a driver's own should have ended long before.
 const MOST: [(&str, u32); 3] = [("look_seconds", 100), ("step_seconds", 290), ("shutdown_seconds", 390)];
+
+/// The largest cap that is believed: 52 bits of address space, more than any processor has.
+const MOST_CAP_MIB: u64 = 1 << 32;
 
 /// Puts the layers together, strongest first. `system` is where Windows is, if this is one.
 pub(super) fn options(
@@ -124,6 +133,17 @@ pub(super) fn options(
             None => {}
         }
     }
+    let cap = layers.iter().find_map(|l| l.mmio_high_cap_mib);
+    match cap.map(|mib| (mib, mib.checked_mul(1 << 20))) {
+        // Hyper-V gives every VM as much without being asked.
+        Some((mib, Some(bytes))) if bytes >= HIGH_BASE_BYTES && mib <= MOST_CAP_MIB => {
+            options.mmio_high_cap_bytes = Some(bytes);
+        }
+        Some((mib, _)) => {
+            bad("hyperv.mmio_high_cap_mib", format!("{mib} is not from {} to {MOST_CAP_MIB}", HIGH_BASE_BYTES >> 20));
+        }
+        None => {}
+    }
     right.then_some(options)
 }
 
@@ -152,7 +172,7 @@ mod tests {
             .skip_while(|line| *line != "//! [hyperv]                                        # all of it optional")
             .skip(1)
             .take_while(|line| *line != "//! ```")
-            .filter(|line| !line.contains("guest_credential"))
+            .filter(|line| !line.contains("guest_credential") && !line.contains("mmio_high_cap_mib"))
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
         let usual = Options::new(Path::new("/w").join(crate::driver::hyperv::script::PROGRAM));
@@ -170,13 +190,15 @@ mod tests {
         "#]],
         );
         refuse(
-            "powershell = \"pwsh\"\nguest_credential = \"g.xml\"\nlook_seconds = 1\nstep_seconds = 291\n",
+            "powershell = \"pwsh\"\nguest_credential = \"g.xml\"\nlook_seconds = 1\nstep_seconds = 291\n\
+             mmio_high_cap_mib = 64\n",
             None,
             &expect![[r#"
                 hyperv.powershell: pwsh is not a whole path
                 hyperv.guest_credential: g.xml is not a whole path
                 hyperv.look_seconds: 1 is not from 2 to 100
                 hyperv.step_seconds: 291 is not from 2 to 290
+                hyperv.mmio_high_cap_mib: 64 is not from 512 to 4294967296
             "#]],
         );
         assert!(read("command = \"Get-VM\"\n", Some("/w")).unwrap_err().contains("unknown field"));
@@ -189,6 +211,9 @@ mod tests {
         assert_eq!(layer.variable("FORCE", "true"), Some(Ok(())));
         assert_eq!(layer.variable("LOOK_SECONDS", "30"), Some(Ok(())));
         assert!(layer.variable("STEP_SECONDS", "soon").unwrap().unwrap_err().contains("whole number"));
+        assert_eq!(layer.variable("MMIO_HIGH_CAP_MIB", "131072"), Some(Ok(())));
+        let capped = options(&[&layer], Some(Path::new("/w")), &mut |setting, why| panic!("{setting}: {why}"));
+        assert_eq!(capped.unwrap().mmio_high_cap_bytes, Some(128 << 30));
         assert_eq!(layer.variable("SCRIPT", "x"), None);
         assert_eq!((layer.force, layer.look_seconds), (Some(true), Some(30)));
     }

@@ -6,6 +6,7 @@
 //! cpu_cores = 64
 //! memory_gib = 512
 //! step_ms = 200                                 # how long each step takes; none by default
+//! mmio_high_cap_mib = 262656                    # most high MMIO of a VM; without it nothing is assumed
 //!
 //! [[gpu]]
 //! model = "A2"
@@ -16,14 +17,18 @@
 //! id = "8fce3318-aa0f-4de3-8664-278533573cd2"
 //! name = "render-07"
 //! clustered = false                             # optional
+//! running = false                               # optional
+//! devices = []                                  # addresses of GPUs it has already, given by hand
 //! ```
 
 use crate::driver::sim::{Delays, GpuSpec, HostSpec, VmSpec};
+use berth_agent_core::plan::wanted_settings;
 use berth_model::gpu::SerialNumber;
 use berth_model::id::ClusterName;
 use berth_model::inventory::{MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::node::{HostFacts, Platform};
 use berth_model::pci::DeviceAddress;
+use berth_model::vm::VmState;
 use berth_model::{ModelName, NodeName, VmId, VmName};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -65,6 +70,7 @@ struct HostFile {
     memory_gib: u32,
     #[serde(default)]
     step_ms: u32,
+    mmio_high_cap_mib: Option<u64>,
     #[serde(default)]
     gpu: Vec<GpuEntry>,
     #[serde(default)]
@@ -86,6 +92,10 @@ struct VmEntry {
     name: String,
     #[serde(default)]
     clustered: bool,
+    #[serde(default)]
+    running: bool,
+    #[serde(default)]
+    devices: Vec<String>,
 }
 
 fn default_system() -> String {
@@ -110,7 +120,7 @@ pub fn read(path: &Path, node: &NodeName) -> Result<(HostSpec, Delays), Error> {
 }
 
 fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
-    let HostFile { system, cluster, cpu_cores, memory_gib, step_ms, gpu, vm } =
+    let HostFile { system, cluster, cpu_cores, memory_gib, step_ms, mmio_high_cap_mib, gpu, vm } =
         toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     let mut problems = Vec::new();
     if gpu.len() > MAX_GPUS_PER_NODE {
@@ -143,7 +153,7 @@ fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
     }
     let mut ids = BTreeSet::new();
     let mut vms = Vec::new();
-    for (at, VmEntry { id, name, clustered }) in vm.into_iter().enumerate() {
+    for (at, VmEntry { id, name, clustered, running, devices }) in vm.into_iter().enumerate() {
         let id = parsed::<VmId>(&mut problems, &format!("vm[{at}].id"), &id);
         let name = parsed::<VmName>(&mut problems, &format!("vm[{at}].name"), &name);
         if let Some(id) = &id
@@ -151,8 +161,27 @@ fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
         {
             problems.push(format!("vm[{at}].id: {id} is listed twice"));
         }
+        let mut given = Vec::new();
+        for (which, text) in devices.iter().enumerate() {
+            let field = format!("vm[{at}].devices[{which}]");
+            if let Some(address) = parsed::<DeviceAddress>(&mut problems, &field, text) {
+                if !addresses.contains(&address) {
+                    problems.push(format!("{field}: no gpu has the address {address}"));
+                }
+                given.push(address);
+            }
+        }
         if let (Some(id), Some(name)) = (id, name) {
-            vms.push(VmSpec { clustered, ..VmSpec::new(id, name) });
+            let state = if running { VmState::Running } else { VmState::Off };
+            let mut vm = VmSpec { clustered, state, ..VmSpec::new(id, name) };
+            if !given.is_empty() {
+                // As whoever gave it to them by hand had to set it.
+                let of = |address: &DeviceAddress| gpus.iter().find(|gpu| gpu.address == *address);
+                let sizes: Vec<_> = given.iter().filter_map(of).map(|gpu| gpu.survey.mmio).collect();
+                vm.settings = wanted_settings(&vm.settings, &sizes);
+            }
+            vm.devices = given;
+            vms.push(vm);
         }
     }
     if !problems.is_empty() {
@@ -164,7 +193,7 @@ fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
         cluster,
         cpu_milli: u64::from(cpu_cores) * 1000,
         memory_bytes: u64::from(memory_gib) << 30,
-        mmio_high_cap_bytes: None,
+        mmio_high_cap_bytes: mmio_high_cap_mib.map(|mib| mib.saturating_mul(1 << 20)),
     };
     let delays = Delays { step: Duration::from_millis(step_ms.into()), ..Delays::default() };
     Ok((HostSpec { node: node.clone(), facts, gpus, vms }, delays))
@@ -213,7 +242,7 @@ mod tests {
               |
             1 | gpus = 4
               | ^^^^
-            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `step_ms`, `gpu`, `vm`"#]],
+            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `step_ms`, `mmio_high_cap_mib`, `gpu`, `vm`"#]],
         );
         refuse(
             r#"

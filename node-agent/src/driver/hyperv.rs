@@ -36,6 +36,8 @@ pub struct Options {
     pub force: bool,
     /// The credential for Windows guests, as `Export-Clixml` writes it for the agent's own account.
     pub guest_credential: Option<PathBuf>,
+    /// The most address space above 4 GiB that a VM can have here, in bytes, where somebody measured it. No cmdlet tells it.
+    pub mmio_high_cap_bytes: Option<u64>,
     /// How long a look may take.
     pub look: Duration,
     /// How long one step may take.
@@ -51,6 +53,7 @@ impl Options {
             powershell,
             force: false,
             guest_credential: None,
+            mmio_high_cap_bytes: None,
             // Some seconds for each of PnP, pool and a hundred VMs. A start, a look and a survey together stay below the
             // reconcile loop's own limit for a look, or a slow host would be cut off at each attempt.
             look: Duration::from_secs(100),
@@ -218,7 +221,7 @@ impl HostDriver for HyperV {
             cluster: host.cluster.clone(),
             cpu_milli: host.logical_processors.saturating_mul(1000),
             memory_bytes: host.memory_bytes,
-            mmio_high_cap_bytes: None,
+            mmio_high_cap_bytes: self.options.mmio_high_cap_bytes,
         })
     }
 

@@ -3,6 +3,8 @@
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Good, Out, Style, ago, judged, short, size, table};
+use berth_model::gpu::MmioSize;
+use berth_model::mmio::{check, required_high, required_low};
 use berth_proto::v1;
 use comfy_table::{Cell, Table};
 
@@ -23,12 +25,19 @@ pub(super) async fn run(client: &Client, id: String, out: &mut Out<'_>) -> Resul
             async move { api.get_gpu(r).await }
         })
         .await?;
-    out.table(facts(&gpu, out.style), "")?;
+    let get = v1::GetNodeRequest { name: gpu.node.clone() };
+    let node = client
+        .read(get, |r| {
+            let mut api = client.inventory();
+            async move { api.get_node(r).await }
+        })
+        .await?;
+    out.table(facts(&gpu, &node, out.style), "")?;
     out.line(if gpu.available { "\nAvailable: yes" } else { "\nAvailable: no" })?;
     out.table(terms(&gpu), "")
 }
 
-fn facts(gpu: &v1::Gpu, style: Style) -> Table {
+fn facts(gpu: &v1::Gpu, node: &v1::Node, style: Style) -> Table {
     let observed = gpu.observed.clone().unwrap_or_default();
     let survey = observed.survey.clone().unwrap_or_default();
     let fingerprint = survey.fingerprint.clone().unwrap_or_default();
@@ -52,6 +61,7 @@ fn facts(gpu: &v1::Gpu, style: Style) -> Table {
             "MMIO",
             format!("{} below 4 GiB, {} above", or(size(mmio.low_bytes), "none"), or(size(mmio.high_bytes), "none")),
         ),
+        ("In a VM", needs(mmio, node)),
         ("Companions", or(survey.companions.join(", "), "none")),
         ("Survey", if findings.is_empty() { verdict } else { format!("{verdict}: {}", findings.join(", ")) }),
         ("Seen", seen),
@@ -59,6 +69,20 @@ fn facts(gpu: &v1::Gpu, style: Style) -> Table {
         ("Placement", or(gpu.placement.clone(), "none")),
     ];
     table::pairs(rows.map(|(label, text)| (label.to_owned(), Cell::new(text))))
+}
+
+/// What a VM with this GPU alone needs of address space, and whether a VM there can have it.
+fn needs(mmio: v1::MmioSize, node: &v1::Node) -> String {
+    let v1::MmioSize { low_bytes, high_bytes } = mmio;
+    let alone = [MmioSize { low_bytes, high_bytes }];
+    let cap = node.facts.as_ref().and_then(|facts| facts.mmio_high_cap_bytes);
+    let (low, high) = (required_low(&alone) >> 20, required_high(&alone).div_ceil(1 << 20));
+    let fits = match (check(&alone, cap), cap) {
+        (Err(excess), _) => format!("which does not fit: {excess} on {}", node.name),
+        (Ok(()), Some(cap)) => format!("{} allows {} MiB high", node.name, cap >> 20),
+        (Ok(()), None) => format!("how much {} allows was not measured", node.name),
+    };
+    format!("needs {low} MiB of low and {high} MiB of high MMIO alone; {fits}")
 }
 
 fn terms(gpu: &v1::Gpu) -> Table {

@@ -3,6 +3,8 @@
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Good, Out, Style, age, ago, cores, judged, moment, short, size, table};
+use berth_model::gpu::MmioSize;
+use berth_model::mmio::{required_high, required_low};
 use berth_proto::v1;
 use comfy_table::{Cell, Table};
 
@@ -13,6 +15,9 @@ pub(super) async fn run(client: &Client, name: &str, out: &mut Out<'_>) -> Resul
     out.table(request(&placement), "")?;
     out.line("\nGPUs")?;
     out.table(gpus(&placement), "none yet")?;
+    if let Some(needs) = needs(&placement) {
+        out.line(needs)?;
+    }
     out.line("\nConditions")?;
     out.table(conditions(&placement, out.style), "none")?;
     out.line(format_args!("\nNext\n{}", next(&placement, out.style)))
@@ -168,6 +173,16 @@ fn gpus(placement: &v1::Placement) -> Table {
         ]);
     }
     grid
+}
+
+/// What its VM needs of address space for all its GPUs.
+fn needs(placement: &v1::Placement) -> Option<String> {
+    let sizes: Vec<_> = (placement.assignment.iter().flat_map(|a| &a.gpus))
+        .map(|gpu| gpu.mmio.unwrap_or_default())
+        .map(|v1::MmioSize { low_bytes, high_bytes }| MmioSize { low_bytes, high_bytes })
+        .collect();
+    let (low, high) = (required_low(&sizes) >> 20, required_high(&sizes).div_ceil(1 << 20));
+    (!sizes.is_empty()).then(|| format!("The VM needs {low} MiB of low and {high} MiB of high MMIO for them."))
 }
 
 fn conditions(placement: &v1::Placement, style: Style) -> Table {

@@ -3,10 +3,12 @@
 use super::schedule;
 use crate::world::World;
 use crate::world::index::ModelIndex;
+use berth_model::mmio::{self, Excess};
 use berth_model::placement::{Assignment, Phase, Placement};
 use berth_model::reason::Refusal;
 use berth_model::request::{MAX_WAIT, PlacementRequest};
-use berth_model::{ModelName, PlacementName, PlacementUid, Timestamp};
+use berth_model::{ModelName, NodeName, PlacementName, PlacementUid, Timestamp};
+use std::collections::BTreeMap;
 
 /// The VM sizes that capacity is told for, in GPUs.
 pub const SLOT_SIZES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -35,10 +37,48 @@ pub struct ModelCapacity {
     pub unavailable: Vec<(&'static str, u32)>,
     /// VMs that fit, for each of [`SLOT_SIZES`].
     pub slots: [Slots; SLOT_SIZES.len()],
+    /// Where address space, not the number of GPUs, bounds a VM: by how many it can have, fewest first.
+    pub limits: Vec<Limit>,
+}
+
+/// Nodes on which a VM cannot have address space for all GPUs of a model that are available there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// How many such nodes.
+    pub nodes: u32,
+    /// Most GPUs that one VM can have there.
+    pub per_vm: u32,
+    /// One of them, the first by name.
+    pub node: NodeName,
+    /// What one GPU more would need there.
+    pub excess: Excess,
+}
+
+/// The limits of one model, found by its rooms: only one node of each kind is looked at.
+fn limits(world: &World, model: &ModelName, entry: &ModelIndex) -> Vec<Limit> {
+    let mut by_size: BTreeMap<u32, Limit> = BTreeMap::new();
+    for (room, nodes) in entry.rooms.iter().filter(|(room, _)| room.per_vm < room.available) {
+        let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+        let Some(node) = nodes.get_min().and_then(|name| world.node(name)) else { continue };
+        let mut sizes: Vec<_> = (node.gpus.values())
+            .filter(|gpu| gpu.model() == model && node.is_available(gpu))
+            .map(|gpu| gpu.observed.survey.mmio)
+            .collect();
+        sizes.sort_unstable_by_key(|size| (size.high_bytes, size.low_bytes));
+        sizes.truncate(room.per_vm as usize + 1);
+        let Err(excess) = mmio::check(&sizes, node.facts.mmio_high_cap_bytes) else { continue };
+        let (per_vm, name) = (room.per_vm, node.name.clone());
+        let limit = by_size.entry(per_vm).or_insert(Limit { nodes: 0, per_vm, node: name.clone(), excess });
+        limit.nodes = limit.nodes.saturating_add(count);
+        if name < limit.node {
+            (limit.node, limit.excess) = (name, excess);
+        }
+    }
+    by_size.into_values().collect()
 }
 
 impl ModelCapacity {
-    fn new(model: &ModelName, entry: &ModelIndex) -> Self {
+    fn new(world: &World, model: &ModelName, entry: &ModelIndex) -> Self {
         let mut unavailable: Vec<_> = entry.blocked.iter().map(|(why, count)| (*why, *count)).collect();
         unavailable.sort_by_key(|(why, count)| (std::cmp::Reverse(*count), *why));
         let slots = SLOT_SIZES.map(|gpus| {
@@ -54,13 +94,14 @@ impl ModelCapacity {
             states: entry.states.iter().map(|(state, count)| (*state, *count)).collect(),
             unavailable,
             slots,
+            limits: limits(world, model, entry),
         }
     }
 }
 
 /// What there is and what fits, per model in order of name. Costs time in proportion to models and rooms, not to GPUs.
 pub fn capacity(world: &World) -> Vec<ModelCapacity> {
-    world.index().models().map(|(model, entry)| ModelCapacity::new(model, entry)).collect()
+    world.index().models().map(|(model, entry)| ModelCapacity::new(world, model, entry)).collect()
 }
 
 /// What would become of one request.

@@ -1,11 +1,12 @@
 //! The rules a node must pass, in their fixed order; the first that fails is the node's rejection.
 //!
-//! 1 named node · 2 excluded node · 3 cluster · 4 where the VM is · 5 has such a GPU at all · 6 has enough of one model ·
-//! 7 node ready and not cordoned · then, per model: 8 enough available · 9 NUMA node, if required · 10 processor ·
-//! 11 memory · 12 address space. What can never fit comes before what does not fit now.
+//! 1 named node · 2 excluded node · 3 cluster · 4 where the VM is · 5 has such a GPU at all · 6 has enough of one model,
+//! and a VM can have address space for so many · 7 node ready and not cordoned · then, per model: 8 enough available ·
+//! 9 NUMA node, if required · 10 processor · 11 memory · 12 address space for those that are available. What can never fit
+//! comes before what does not fit now.
 
 use super::ask::Ask;
-use super::pick::{pick, shape};
+use super::pick::{ever, pick, shape};
 use super::score::{ModelRank, RoomScore, Score};
 use crate::world::index::room;
 use crate::world::{Gpu, Node, World};
@@ -55,21 +56,32 @@ pub(super) fn meant(ask: &Ask<'_>, node: &Node) -> Result<(), Rejection> {
     }
 }
 
-/// Rules 5 and 6: the models of which the node has enough, available or not, with their counts.
-pub(super) fn models<'a>(ask: &Ask<'_>, node: &'a Node) -> Result<BTreeMap<&'a ModelName, u32>, Rejection> {
-    let mut has: BTreeMap<&ModelName, u32> = BTreeMap::new();
+/// Rules 5 and 6: the models of which the node has enough, available or not, and of which one VM can have so many.
+pub(super) fn models<'a>(ask: &Ask<'_>, node: &'a Node) -> Result<Vec<&'a ModelName>, Rejection> {
+    let wanted = ask.request.gpus;
+    let mut has: BTreeMap<&ModelName, Vec<&Gpu>> = BTreeMap::new();
     for gpu in node.gpus.values() {
-        *has.entry(gpu.model()).or_default() += u32::from(ask.takes(gpu));
+        has.entry(gpu.model()).or_default().extend(ask.takes(gpu).then_some(gpu));
     }
-    let most = has.values().copied().max().unwrap_or(0);
+    let most = has.values().map(Vec::len).max().unwrap_or(0);
     if most == 0 {
         return Err(Rejection::NoSuchGpu { has: has.into_keys().cloned().collect() });
     }
-    if most < ask.request.gpus {
-        return Err(Rejection::TooSmall { has: most });
+    if most < wanted as usize {
+        return Err(Rejection::TooSmall { has: u32::try_from(most).unwrap_or(u32::MAX) });
     }
-    has.retain(|_, count| *count >= ask.request.gpus);
-    Ok(has)
+    let enough = has.into_iter().filter(|(_, gpus)| gpus.len() >= wanted as usize);
+    let (mut fitting, mut first) = (Vec::new(), None);
+    for (model, gpus) in enough {
+        match ever(&gpus, wanted, node.facts.mmio_high_cap_bytes) {
+            Ok(()) => fitting.push(model),
+            Err(rejection) => first = first.or(Some(rejection)),
+        }
+    }
+    match first {
+        Some(rejection) if fitting.is_empty() => Err(rejection),
+        Some(_) | None => Ok(fitting),
+    }
 }
 
 /// GPUs of one node and model that pass all rules.
@@ -133,7 +145,7 @@ pub(super) fn check<'a>(world: &World, ask: &Ask<'_>, node: &'a Node) -> Result<
     }
     let mut best: Option<Choice<'a>> = None;
     let mut farthest: Option<Rejection> = None;
-    for model in models.into_keys() {
+    for model in models {
         match fit(ask, node, model) {
             Ok(fit) => {
                 let room = fit.room_score(world, ask);

@@ -2,7 +2,7 @@
 
 use crate::world::Gpu;
 use berth_model::gpu::{GpuState, MmioSize};
-use berth_model::mmio::required_high;
+use berth_model::mmio;
 use berth_model::pci::{BusAddress, DeviceAddress};
 use berth_model::reason::Rejection;
 use berth_model::request::Locality;
@@ -65,7 +65,7 @@ pub(super) fn pick<'a>(
         let best = groups.iter().filter(|(numa, _)| local(*numa)).map(|(_, gpus)| count(gpus)).max();
         return Err(Rejection::NotOneNuma { best: best.unwrap_or(0) });
     }
-    let fits = |gpus: &[&Gpu]| cap_bytes.is_none_or(|cap| high_bytes(gpus) <= cap);
+    let fits = |gpus: &[&Gpu]| mmio::check(&sizes(gpus), cap_bytes).is_ok();
 
     // The tightest NUMA node that holds all of them, then, unless forbidden, as few NUMA nodes as possible.
     groups.sort_by_key(|(numa, gpus)| (!local(*numa), gpus.len(), *numa));
@@ -98,8 +98,8 @@ pub(super) fn pick<'a>(
                 vec![smallest(available)]
             };
             let least = choices.into_iter().min_by_key(|gpus| high_bytes(gpus)).unwrap_or_default();
-            if let Some(cap_bytes) = cap_bytes.filter(|_| !fits(&least)) {
-                return Err(Rejection::Mmio { needed_bytes: high_bytes(&least), cap_bytes });
+            if let (Some(gpu), Err(excess)) = (least.first(), mmio::check(&sizes(&least), cap_bytes)) {
+                return Err(Rejection::Mmio { gpus: wanted, model: gpu.model().clone(), excess });
             }
             least
         }
@@ -109,9 +109,24 @@ pub(super) fn pick<'a>(
     Ok(chosen)
 }
 
+fn sizes(gpus: &[&Gpu]) -> Vec<MmioSize> {
+    gpus.iter().map(|gpu| gpu.observed.survey.mmio).collect()
+}
+
 fn high_bytes(gpus: &[&Gpu]) -> u64 {
-    let sizes: Vec<MmioSize> = gpus.iter().map(|gpu| gpu.observed.survey.mmio).collect();
-    required_high(&sizes)
+    mmio::required_high(&sizes(gpus))
+}
+
+/// Whether a node could ever give a VM `wanted` of these GPUs of one model, all of them being free: address space is the
+/// one thing that waiting does not bring.
+pub(super) fn ever(gpus: &[&Gpu], wanted: u32, cap_bytes: Option<u64>) -> Result<(), Rejection> {
+    let mut sizes = sizes(gpus);
+    sizes.sort_unstable_by_key(|size| (size.high_bytes, size.low_bytes));
+    sizes.truncate(wanted as usize);
+    match (gpus.first(), mmio::check(&sizes, cap_bytes)) {
+        (Some(gpu), Err(excess)) => Err(Rejection::Mmio { gpus: wanted, model: gpu.model().clone(), excess }),
+        (Some(_) | None, Ok(())) | (None, Err(_)) => Ok(()),
+    }
 }
 
 /// Takes `wanted` GPUs, whole cards as far as they go, and splits the smallest card that must be split.

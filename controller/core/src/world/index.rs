@@ -6,7 +6,7 @@
 use super::{Gpu, Link, Node, View};
 use berth_model::gpu::MmioSize;
 use berth_model::id::ClusterName;
-use berth_model::mmio::required_high;
+use berth_model::mmio;
 use berth_model::{ModelName, NodeName};
 use imbl::{OrdMap, OrdSet};
 use std::collections::BTreeMap;
@@ -312,13 +312,13 @@ pub(crate) fn room(node: &Node, available: &[&Gpu]) -> Room {
 
 /// The most of these GPUs that one VM can have address space for: the smallest windows first, since more devices and
 /// larger windows never need less.
-fn per_vm(gpus: &[&Gpu], cap_bytes: Option<u64>) -> u32 {
-    let mut sizes: Vec<MmioSize> = Vec::new();
-    let mut fits = gpus.len();
-    if let Some(cap) = cap_bytes {
-        sizes.extend(gpus.iter().map(|gpu| gpu.observed.survey.mmio));
-        sizes.sort_unstable_by_key(|size| size.high_bytes);
-        while fits > 0 && required_high(&sizes[..fits]) > cap {
+pub(crate) fn per_vm(gpus: &[&Gpu], cap_bytes: Option<u64>) -> u32 {
+    let mut sizes: Vec<MmioSize> = gpus.iter().map(|gpu| gpu.observed.survey.mmio).collect();
+    // Mostly all fit, and then the order says nothing.
+    let mut fits = sizes.len();
+    if mmio::check(&sizes, cap_bytes).is_err() {
+        sizes.sort_unstable_by_key(|size| (size.high_bytes, size.low_bytes));
+        while fits > 0 && mmio::check(&sizes[..fits], cap_bytes).is_err() {
             fits -= 1;
         }
     }
