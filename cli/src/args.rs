@@ -83,6 +83,8 @@ pub enum Command {
     Commit(Commit),
     /// Take a placement's GPUs back
     Release(Release),
+    /// Take over what VMs of a node have already, given by hand, as placements. The host is not touched
+    Adopt(Adopt),
     /// Try a file of workloads: what fits where, what does not and why. Nothing is claimed
     Plan(Plan),
     /// How many VMs of 1, 2, 4, 8 and 16 GPUs fit now, for each model
@@ -180,6 +182,8 @@ pub enum Kind {
     /// Requests and their lives.
     #[value(alias = "placement")]
     Placements,
+    /// How hosts differ from what Berth wants or knows, without its doing. Told, never fixed unasked.
+    Drift,
 }
 
 /// `berth get`.
@@ -190,12 +194,15 @@ pub enum Kind {
   berth get gpus --node hv-01 -o json
   berth get placements --state active
   berth get placements render-01 -o yaml
+  berth get drift --node hv-01
 
 States:
   nodes        ready, notready
   gpus         available, host, pooled, attached, stale, missing, unknown
   vms          running, off, saved, paused, changing, unknown
-  placements   queued, held, preparing, attaching, starting, verifying, active, releasing, released, failed")]
+  placements   queued, held, preparing, attaching, starting, verifying, active, releasing, released, failed
+  drift        wrongcard, vmgone, inothervm, notattached, vmclustered, stalerecord, assignedbyhand, leftdismounted,
+               disabled, cardmissing")]
 pub struct Get {
     /// What to list.
     pub kind: Kind,
@@ -390,6 +397,46 @@ pub struct Release {
     pub output: Output,
 }
 
+/// `berth adopt`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  berth adopt --node hv-01 --dry-run                    what would be taken over, what not and why
+  berth adopt --node hv-01 --owner team-render
+  berth adopt --node hv-01 --vm render-07 --name render-07 --tag env=prod
+
+What was found is shown first. Each VM becomes one placement in one commit; nothing is changed on the host. Doing it
+again is no error: what has a placement is skipped. A release gives the GPUs back as for any other placement, but leaves
+the VM's settings as they are: what they were before its GPUs is not known.")]
+pub struct Adopt {
+    /// The node whose VMs are looked at.
+    #[arg(long, value_name = "NODE")]
+    pub node: String,
+    /// Only this VM, by name or id; repeat it for several. Without it: every VM of the node that has a device.
+    #[arg(long = "vm", value_name = "VM")]
+    pub vms: Vec<String>,
+    /// Only show what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What to call the placement; with one VM. Without it placements are called like their VMs.
+    #[arg(long, value_name = "NAME", conflicts_with = "name_prefix")]
+    pub name: Option<String>,
+    /// Put this before the name of each VM.
+    #[arg(long, value_name = "TEXT")]
+    pub name_prefix: Option<String>,
+    /// Whose they are.
+    #[arg(long, value_name = "OWNER")]
+    pub owner: Option<String>,
+    /// A word for whoever sorts placements, mostly KEY=VALUE; repeat it or separate with commas.
+    #[arg(long = "tag", value_delimiter = ',', value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Where the GPUs go when a placement ends.
+    #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
+    pub return_to: ReturnTo,
+    /// Form of the answer.
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// `berth plan`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
@@ -509,6 +556,9 @@ mod tests {
              --allow-standalone --verify driver-bound --return-to pool --request-id r --wait --timeout 5m -o json",
             "berth commit p --vm-id 8fce3318-aa0f-4de3-8664-278533573cd2 --version 3",
             "berth release p --wait --uid u --version 2",
+            "berth adopt --node n --dry-run -o json",
+            "berth adopt --node n --vm a --vm b --name-prefix old- --owner team --tag a=b,c=d --return-to pool",
+            "berth get drift --node n --state assignedbyhand",
             "berth plan -f w.yaml --fleet f.yaml -o json",
             "berth capacity -o json",
             "berth watch",
@@ -532,6 +582,8 @@ mod tests {
             "berth get",
             "berth get cards",
             "berth get nodes -o xml",
+            "berth adopt",
+            "berth adopt --node n --name a --name-prefix b",
             "berth place p",
             "berth place p --vm v --gpus many",
             "berth place p --vm v --gpus -1",

@@ -1,5 +1,6 @@
 //! The verbs, one file each: call, then print.
 
+pub mod adopt;
 pub mod backup;
 pub mod capacity;
 pub mod commit;
@@ -42,6 +43,7 @@ pub async fn run(cli: Cli, out: &mut Out<'_>) -> Result<(), Error> {
         Command::Place(args) => place::run(&client()?, *args, out).await,
         Command::Commit(args) => commit::run(&client()?, args, out).await,
         Command::Release(args) => release::run(&client()?, args, out).await,
+        Command::Adopt(args) => adopt::run(&client()?, args, out).await,
         Command::Plan(args) => plan::run(client, args, out).await,
         Command::Capacity(args) => capacity::run(&client()?, args, out).await,
         Command::Watch(args) => watch::run(&client()?, args, out).await,

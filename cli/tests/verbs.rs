@@ -225,6 +225,26 @@ impl Placements for StandIn {
         Err(Status::not_found("placement p does not exist"))
     }
 
+    async fn adopt(&self, call: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptResponse>, Status> {
+        let v1::AdoptRequest { dry_run, vms, owner, .. } = call.into_inner();
+        let mut told = self.0.lock().unwrap();
+        told.request_ids.push(format!("dry_run {dry_run} vms {vms:?} owner {owner}"));
+        if let Some(status) = told.failures.pop() {
+            return Err(status);
+        }
+        let named = |id: &str, outcome: v1::AdoptOutcome| v1::AdoptedVm {
+            vm: Some(v1::ObservedVm { id: id.into(), name: format!("vm-{id}"), ..Default::default() }),
+            outcome: outcome.into(),
+            placement: format!("p-{id}"),
+            ..Default::default()
+        };
+        let vms = match (dry_run, vms.is_empty()) {
+            (true, _) => vec![named("1", v1::AdoptOutcome::Would), named("2", v1::AdoptOutcome::Skipped)],
+            (false, _) => vms.iter().map(|id| named(id, v1::AdoptOutcome::Adopted)).collect(),
+        };
+        Ok(Response::new(v1::AdoptResponse { vms, revision: 7 }))
+    }
+
     async fn plan(&self, _: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
         Err(Status::internal("the planner fell over"))
     }
@@ -241,6 +261,20 @@ async fn stand_in(failures: Vec<Status>) -> (String, Arc<Mutex<Told>>, tokio::ta
         served.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
     });
     (endpoint, told, server)
+}
+
+#[tokio::test]
+async fn only_what_was_shown_is_adopted_and_a_lost_answer_is_asked_for_again() {
+    let (endpoint, told, _server) = stand_in(vec![Status::unavailable("taking over")]).await;
+    let (exit, out, error) = berth(&format!("adopt --node n --owner anna --endpoint {endpoint}")).await;
+    assert_eq!(exit, Exit::Done, "{error}");
+    assert!(out.contains("placement p-1, Active") && out.contains("1 VM adopted; left alone: vm-2"), "{out}");
+    let calls = told.lock().unwrap().request_ids.clone();
+    let dry = "dry_run true vms [] owner anna";
+    assert_eq!(calls, [dry, dry, "dry_run false vms [\"1\"] owner anna"]);
+    let (exit, out, _) = berth(&format!("adopt --node n --dry-run --endpoint {endpoint}")).await;
+    assert!(exit == Exit::Done && out.contains("1 VM can be adopted, 1 skipped"), "{out}");
+    assert_eq!(told.lock().unwrap().request_ids.len(), 4);
 }
 
 #[tokio::test]

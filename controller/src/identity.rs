@@ -134,8 +134,13 @@ pub(crate) fn audit(
     placement: PlacementName,
     outcome: &Result<Response<v1::Placement>, Status>,
 ) {
+    audit_change(caller, placement, outcome.as_ref().map(|answer| answer.get_ref().uid.as_str()));
+}
+
+/// The same of a change that was answered together with others: the uid of what it made, or why not.
+pub(crate) fn audit_change(caller: Option<Caller>, placement: PlacementName, outcome: Result<&str, &Status>) {
     let (uid, code, why) = match outcome {
-        Ok(answer) => (answer.get_ref().uid.clone(), tonic::Code::Ok, None),
+        Ok(uid) => (uid.to_owned(), tonic::Code::Ok, None),
         Err(status) => (String::new(), status.code(), Some(status.message().to_owned())),
     };
     afterwards(move || {

@@ -205,6 +205,7 @@ fn gpu(slot: usize) -> ObservedGpu {
         },
         state: GpuState::Host { driver: HostDriver::None },
         health: GpuHealth::Ok,
+        problem: None,
     }
 }
 

@@ -83,6 +83,11 @@ pub enum QuarantineReason {
         /// Their words.
         reason: String,
     },
+    /// It is in a pool of the host's own cluster, which hands it out by itself: two who hand out one GPU would collide.
+    NativePool {
+        /// The pool's name, as the host says it.
+        pool: String,
+    },
 }
 
 impl fmt::Display for QuarantineReason {
@@ -93,6 +98,12 @@ impl fmt::Display for QuarantineReason {
             }
             Self::NotCleanAfterRelease { seen } => write!(f, "did not come back clean after release: {seen}"),
             Self::Operator { reason } => write!(f, "quarantined by an operator: {reason}"),
+            Self::NativePool { pool } => {
+                write!(
+                    f,
+                    "it is in the cluster's own GPU pool {pool:?}, which the cluster hands out; Berth leaves it alone"
+                )
+            }
         }
     }
 }
@@ -310,6 +321,9 @@ pub struct ObservedGpu {
     pub state: GpuState,
     /// Its condition.
     pub health: GpuHealth,
+    /// Windows' problem code of the device on the host, where the host has it and says one; 0 is none. What it means stands
+    /// in [`crate::errors`].
+    pub problem: Option<u32>,
 }
 
 impl ObservedGpu {

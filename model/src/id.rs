@@ -120,6 +120,22 @@ fn host_like(at: usize, c: char) -> bool {
 }
 
 text_id!(
+    /// Whose a placement is: a person, a team, an account.
+    Owner,
+    "owner",
+    128,
+    "printable characters",
+    |_, c| !c.is_control()
+);
+text_id!(
+    /// A word on a placement for whoever sorts them, mostly KEY=VALUE.
+    Tag,
+    "tag",
+    128,
+    "printable ASCII characters without blanks and commas",
+    |_, c| c.is_ascii_graphic() && c != ','
+);
+text_id!(
     /// A hypervisor host. One label or a dotted host name; case is kept and matters.
     NodeName, "node name", 253, "letters, digits, '-', '.', '_', starting with a letter or digit", host_like
 );

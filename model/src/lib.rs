@@ -3,8 +3,12 @@
 //! Owns the vocabulary and the checks that make a value of it legal at all. Must never do I/O, be async, read a clock,
 //! or know how a value looks on the wire or in the store.
 
+pub mod adopt;
 pub mod desired;
+pub mod drift;
+pub mod errors;
 pub mod gpu;
+pub mod history;
 pub mod id;
 pub mod inventory;
 pub mod mmio;

@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(told(4, None), Ok(()), "a cap that nobody measured forbids nothing");
         assert_eq!(told(1, Some(262_704 * MIB)), Ok(()), "exactly enough is enough");
         assert_eq!(told(1, Some(262_703 * MIB)).unwrap_err(), "262704 MiB of high MMIO, 262703 MiB can be had");
-        assert_eq!(told(4, Some(512 * GIB)).unwrap_err(), "1048656 MiB of high MMIO, 524288 MiB can be had");
+        assert_eq!(told(4, Some(512 * GIB)).unwrap_err(), "1049136 MiB of high MMIO, 524288 MiB can be had");
         let wide = MmioSize { low_bytes: 512 * MIB, high_bytes: 0 };
         let excess = check(&[wide; 7], None).unwrap_err();
         assert_eq!(excess.to_string(), "3712 MiB of low MMIO, 3584 MiB can be had");

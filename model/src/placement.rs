@@ -2,6 +2,7 @@
 
 use crate::gpu::Fingerprint;
 use crate::gpu::MmioSize;
+use crate::history::{Adoption, Forced, Note, Noted};
 use crate::id::{GpuId, ModelName, NodeName, PlacementName, PlacementUid, VmId};
 use crate::pci::DeviceAddress;
 use crate::request::PlacementRequest;
@@ -342,6 +343,8 @@ pub struct Progress {
     pub uid: PlacementUid,
     /// How it goes.
     pub report: StepReport,
+    /// All that was done by force for it so far, each time anew: a report may be lost.
+    pub forced: Vec<Forced>,
 }
 
 /// How work on a placement goes.
@@ -460,9 +463,27 @@ pub struct Placement {
     /// Generation of its node's desired state since which what is wanted of it is what it is now; 0 while nothing is.
     /// An agent's report about an older generation answers another wish and is ignored.
     pub generation: u64,
+    /// What is to be known later, in the order in which it was learned; at most [`crate::history::MAX_NOTES`].
+    pub history: Vec<Noted>,
 }
 
 impl Placement {
+    /// How it was adopted, if it was.
+    pub fn adoption(&self) -> Option<&Adoption> {
+        self.history.iter().find_map(|noted| match &noted.what {
+            Note::Adopted(adoption) => Some(adoption),
+            Note::Forced(_) => None,
+        })
+    }
+
+    /// What was done by force for it.
+    pub fn forced(&self) -> impl Iterator<Item = &Forced> {
+        self.history.iter().filter_map(|noted| match &noted.what {
+            Note::Forced(forced) => Some(forced),
+            Note::Adopted(_) => None,
+        })
+    }
+
     /// The caller's name for it.
     pub fn name(&self) -> &PlacementName {
         &self.request.name

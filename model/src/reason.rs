@@ -1,5 +1,6 @@
 //! Every reason why not: why a GPU is not available, why a node was passed over, why a call was refused.
 
+use crate::adopt::Skip;
 use crate::gpu::{Finding, QuarantineReason};
 use crate::id::{GpuId, ModelName, NodeName, PlacementName, RequestId, VmId};
 use crate::mmio::Excess;
@@ -499,6 +500,30 @@ pub enum Refusal {
         /// The node that holds its GPUs.
         node: NodeName,
     },
+    /// The node cannot be judged now.
+    #[error("node {node} cannot be judged now: {why}")]
+    NodeNotReady {
+        /// Which.
+        node: NodeName,
+        /// Why.
+        why: Unavailable,
+    },
+    /// The VM is not on the node that the caller names.
+    #[error("VM {vm} is not on node {node}")]
+    VmNotOnNode {
+        /// The VM as asked for.
+        vm: VmSelector,
+        /// The node.
+        node: NodeName,
+    },
+    /// What the VM has cannot be taken over.
+    #[error("VM {vm} cannot be adopted: {why}")]
+    NotAdoptable {
+        /// The VM.
+        vm: VmId,
+        /// Why.
+        why: Skip,
+    },
     /// The queue is full.
     #[error("{queued} placements are queued already, that is the limit; try again later or without a queue time")]
     QueueFull {
@@ -549,12 +574,16 @@ impl Refusal {
             | Self::VmClustered { .. }
             | Self::NotHeld { .. }
             | Self::VmNotSeen { .. }
+            | Self::NotAdoptable { .. }
             | Self::UidMismatch { .. } => ErrorClass::FailedPrecondition,
             Self::UnknownNode { .. }
             | Self::UnknownModel { .. }
             | Self::UnknownVm { .. }
             | Self::UnknownPlacement { .. }
+            | Self::VmNotOnNode { .. }
             | Self::UnknownGpu(_) => ErrorClass::NotFound,
+            // It passes as soon as its agent has reported.
+            Self::NodeNotReady { .. } => ErrorClass::Unavailable,
             Self::VersionMismatch { .. } => ErrorClass::Aborted,
             Self::QueueFull { .. } | Self::TooManyPlacements { .. } => ErrorClass::Overloaded,
         }
@@ -579,6 +608,9 @@ impl Refusal {
             Self::UidMismatch { .. } => "UID_MISMATCH",
             Self::NotHeld { .. } => "NOT_HELD",
             Self::VmNotSeen { .. } => "VM_NOT_SEEN",
+            Self::NodeNotReady { .. } => "NODE_NOT_READY",
+            Self::VmNotOnNode { .. } => "VM_NOT_ON_NODE",
+            Self::NotAdoptable { .. } => "NOT_ADOPTABLE",
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::TooManyPlacements { .. } => "TOO_MANY_PLACEMENTS",
         }

@@ -61,6 +61,24 @@ pub enum VmDevice {
     At(DeviceAddress),
     /// A record whose device is gone: the host reports it with an empty path.
     Stale,
+    /// A record of a pool of the host's own cluster: the cluster chooses the device when the VM starts, so that it may
+    /// name none now. Berth leaves such a VM and such a device alone.
+    Pool {
+        /// The pool's name, as the host says it.
+        pool: String,
+        /// The device that it stands for now, if one.
+        address: Option<DeviceAddress>,
+    },
+}
+
+impl VmDevice {
+    /// The device it names now.
+    pub fn address(&self) -> Option<&DeviceAddress> {
+        match self {
+            Self::At(address) | Self::Pool { address: Some(address), .. } => Some(address),
+            Self::Stale | Self::Pool { address: None, .. } => None,
+        }
+    }
 }
 
 /// How a caller names a VM: by GUID, or by a name that must then be unique where it is looked up.

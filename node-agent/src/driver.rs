@@ -24,6 +24,9 @@ pub enum DriverError {
     /// What it names is not there.
     #[error("{0}")]
     NotThere(String),
+    /// It never can as the host is; trying again changes nothing.
+    #[error("{0}")]
+    Hopeless(String),
 }
 
 impl From<DriverError> for StepError {
@@ -32,6 +35,7 @@ impl From<DriverError> for StepError {
             DriverError::Failed(_) => StepErrorClass::Failed,
             DriverError::TimedOut { .. } => StepErrorClass::TimedOut,
             DriverError::NotThere(_) => StepErrorClass::NotThere,
+            DriverError::Hopeless(_) => StepErrorClass::Forbidden,
         };
         Self { class, text: error.to_string() }
     }
@@ -45,6 +49,11 @@ pub trait HostDriver: Send + Sync + 'static {
 
     /// One complete look. An error means: nothing is known, and nothing may be concluded.
     async fn observe(&self) -> Result<HostView, DriverError>;
+
+    /// Whether this node's policy is to dismount devices by force, overriding safeguards of the host.
+    fn forces(&self) -> bool {
+        false
+    }
 
     /// Takes one step. `Ok` says that the host reported success, no more.
     async fn act(&self, step: &Step) -> Result<(), DriverError>;

@@ -108,7 +108,7 @@ impl Reconcile {
         orders: watch::Receiver<Orders>,
         host: watch::Sender<Option<Host>>,
     ) -> Self {
-        let work = Work::new(ledger.memory(), pace);
+        let work = Work::new(ledger.memory(), pace).forcing(driver.forces());
         Self {
             node,
             driver,

@@ -12,6 +12,7 @@ mod inventory;
 mod placement;
 
 pub use common::{duration, read_duration, read_timestamp, timestamp};
+pub use placement::Adopt;
 
 use berth_model::reason::Refusal;
 use berth_model::request::FieldError;

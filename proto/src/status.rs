@@ -103,6 +103,9 @@ pub fn refusal_to_status(refusal: &Refusal) -> Status {
         | Refusal::UidMismatch { .. }
         | Refusal::NotHeld { .. }
         | Refusal::VmNotSeen { .. }
+        | Refusal::NodeNotReady { .. }
+        | Refusal::VmNotOnNode { .. }
+        | Refusal::NotAdoptable { .. }
         | Refusal::QueueFull { .. }
         | Refusal::TooManyPlacements { .. } => {}
     }
@@ -167,6 +170,9 @@ fn metadata(refusal: &Refusal) -> Vec<(&'static str, String)> {
         }
         Refusal::NotHeld { name, phase } => vec![("placement", name.to_string()), ("phase", (*phase).to_owned())],
         Refusal::VmNotSeen { vm, node } => vec![("vm", vm.to_string()), ("node", node.to_string())],
+        Refusal::NodeNotReady { node, why } => vec![("node", node.to_string()), ("why", why.name().to_owned())],
+        Refusal::VmNotOnNode { vm, node } => vec![("vm", vm.to_string()), ("node", node.to_string())],
+        Refusal::NotAdoptable { vm, why } => vec![("vm", vm.to_string()), ("why", why.name().to_owned())],
         Refusal::QueueFull { queued } => vec![("queued", queued.to_string())],
         Refusal::TooManyPlacements { count } => vec![("count", count.to_string())],
     }

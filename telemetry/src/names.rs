@@ -52,12 +52,17 @@ pub const OUTCOME: &str = "outcome";
 /// Field: a duration in milliseconds.
 pub const DURATION_MS: &str = "duration_ms";
 
+/// Field: whether a safeguard of the host was overridden.
+pub const FORCED: &str = "forced";
+
 /// Event: a session was agreed.
 pub const EVENT_CONNECTED: &str = "connected";
 /// Event: a session ended.
 pub const EVENT_DISCONNECTED: &str = "disconnected";
 /// Event: somebody asked for a change. One for each call that can change something, refused or not.
 pub const EVENT_CHANGE_ASKED: &str = "a change was asked for";
+/// Event: a safeguard of a host was overridden for a placement, as the node's policy says. One for each device.
+pub const EVENT_FORCED: &str = "a device was dismounted by force";
 /// Event: a desired state was accepted and is durable.
 pub const EVENT_ACCEPTED: &str = "desired state accepted";
 /// Event: a desired state was refused by the ledger's rule.

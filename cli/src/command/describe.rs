@@ -1,6 +1,7 @@
 //! `berth describe`: everything about one thing, and what happens next.
 
 pub mod gpu;
+mod meaning;
 pub mod node;
 pub mod placement;
 

@@ -21,6 +21,7 @@ pub async fn run(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Er
         Kind::Gpus => gpus(client, args, out).await,
         Kind::Vms => vms(client, args, out).await,
         Kind::Placements => placements(client, args, out).await,
+        Kind::Drift => drift(client, args, out).await,
     }
 }
 
@@ -192,6 +193,25 @@ async fn vms(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Error>
         Format::Json | Format::Yaml => {
             let all = v1::ListVmsResponse { vms: items, next_page_token: String::new(), revision };
             out.message(format, "ListVmsResponse", &all)
+        }
+    }
+}
+
+async fn drift(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Error> {
+    let format = args.output.format;
+    if args.name.is_some() || args.model.is_some() {
+        return Err(Error::Usage("drift has no names and no models; --node and --state KIND choose some of it".into()));
+    }
+    let (node, kind) = (args.node.unwrap_or_default(), args.state.unwrap_or_default());
+    let list::Whole { items, revision } =
+        list::drift(client, v1::ListDriftRequest { node, kind, ..Default::default() }).await?;
+    match format {
+        Format::Table | Format::Wide => {
+            out.table(table::drift(&items, out.style), "no drift on any node that is ready")
+        }
+        Format::Json | Format::Yaml => {
+            let all = v1::ListDriftResponse { differences: items, next_page_token: String::new(), revision };
+            out.message(format, "ListDriftResponse", &all)
         }
     }
 }

@@ -94,6 +94,22 @@ pub(super) async fn vms(client: &Client, filter: v1::ListVmsRequest) -> Result<W
     .await
 }
 
+pub(super) async fn drift(client: &Client, filter: v1::ListDriftRequest) -> Result<Whole<v1::Difference>, Error> {
+    whole(|page_token| {
+        let request = v1::ListDriftRequest { page_size: PAGE, page_token, ..filter.clone() };
+        async move {
+            let answer = client
+                .read(request, |r| {
+                    let mut api = client.inventory();
+                    async move { api.list_drift(r).await }
+                })
+                .await?;
+            Ok((answer.differences, answer.next_page_token, answer.revision))
+        }
+    })
+    .await
+}
+
 pub(super) async fn placements(
     client: &Client,
     filter: v1::ListPlacementsRequest,

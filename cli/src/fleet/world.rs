@@ -25,9 +25,14 @@ fn seen(node: &Node, now: Timestamp) -> world::Node {
             Some(vm) => GpuState::Attached { vm: vm.id.clone() },
             None => GpuState::Host { driver: gpu.driver.clone() },
         };
-        let observed =
-            ObservedGpu { address: gpu.address.clone(), survey: gpu.survey.clone(), state, health: GpuHealth::Ok };
-        (gpu.address.clone(), world::Gpu { observed, observed_at: Some(now), claim: None })
+        let observed = ObservedGpu {
+            address: gpu.address.clone(),
+            survey: gpu.survey.clone(),
+            state,
+            health: GpuHealth::Ok,
+            problem: None,
+        };
+        (gpu.address.clone(), world::Gpu { observed, observed_at: Some(now), since: Some(now), claim: None })
     };
     world::Node {
         name: node.name.clone(),
@@ -42,6 +47,7 @@ fn seen(node: &Node, now: Timestamp) -> world::Node {
         boot: None,
         gpus: node.gpus.iter().map(gpu).collect(),
         vms: node.vms.iter().map(|vm| (vm.id.clone(), observed(vm))).collect(),
+        stale_since: std::collections::BTreeMap::new(),
         reserved: Resources::default(),
     }
 }

@@ -133,6 +133,25 @@ pub fn gpus(gpus: &[v1::Gpu], wide: bool, style: Style) -> Table {
     table
 }
 
+/// How hosts differ: what is about, what was seen, what to do.
+pub fn drift(found: &[v1::Difference], style: Style) -> Table {
+    let mut table = with(&["NODE", "KIND", "WHAT", "PLACEMENT", "SINCE", "SEEN", "TO DO"]);
+    for difference in found {
+        let v1::Difference { node, kind, device, vm_id, placement, since, seen, remedy } = difference;
+        let what = if device.is_empty() { vm_id } else { device };
+        table.add_row([
+            Cell::new(node),
+            judged(kind.clone(), Good::Wait),
+            Cell::new(what),
+            Cell::new(placement),
+            Cell::new(ago(since.as_ref(), style)),
+            Cell::new(seen),
+            Cell::new(remedy),
+        ]);
+    }
+    table
+}
+
 /// A GPU's state with the driver the host has on it.
 pub fn gpu_state(observed: &v1::ObservedGpu) -> String {
     let state = short(observed.state().as_str_name(), "GPU_STATE_");

@@ -4,6 +4,7 @@
 //! are taken back by [`Brain::put_back`]; when that is not sure, the shell throws the brain away and loads a new one from
 //! the store. Either way nothing speculative survives.
 
+mod adopt;
 mod agent;
 mod caller;
 mod draft;
@@ -13,10 +14,12 @@ mod undo;
 use crate::desired;
 pub use crate::limits::Limits;
 use crate::world::{Gpu, Link, Node, View, World};
+pub use adopt::Adopt;
 pub use agent::MAX_GENERATION_LEAP;
 use berth_model::Timestamp;
 use berth_model::desired::DesiredNode;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
+use berth_model::history::Forced;
 use berth_model::id::{FleetId, GpuId, NodeName, PlacementName, PlacementUid, RequestId, VmId};
 use berth_model::inventory::{Hello, InventoryReport};
 use berth_model::node::StoredNode;
@@ -63,6 +66,8 @@ pub enum Input {
         /// The version the caller rests on.
         version: Option<u64>,
     },
+    /// Somebody has an assignment that exists already taken over as a placement.
+    Adopt(Box<Adopt>),
     /// An agent opened a session.
     Connected(Box<Hello>),
     /// A node's session ended, or nothing was heard of it for too long.
@@ -143,6 +148,23 @@ pub struct Decision {
     pub touched: BTreeSet<PlacementName>,
     /// Nodes whose view (or whose GPUs' view) changed.
     pub nodes: BTreeSet<NodeName>,
+    /// Uses of force that were learned of: to be written down for an auditor once committed.
+    pub forced: Vec<ForcedFor>,
+}
+
+/// A use of force, and for which placement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForcedFor {
+    /// On which node.
+    pub node: NodeName,
+    /// For which placement.
+    pub placement: PlacementName,
+    /// Its uid.
+    pub uid: PlacementUid,
+    /// Who asked for that placement.
+    pub caller: String,
+    /// What was done.
+    pub forced: Forced,
 }
 
 /// What is stored cannot be true.
@@ -264,6 +286,7 @@ impl Brain {
             Input::Create { request, uid, caller, trace } => self.create(&mut draft, *request, uid, caller, trace)?,
             Input::Commit { name, vm_id, version } => self.commit(&mut draft, &name, vm_id, version)?,
             Input::Release { name, uid, version } => self.release(&mut draft, &name, uid.as_ref(), version)?,
+            Input::Adopt(adopt) => self.adopt(&mut draft, *adopt)?,
             Input::Connected(hello) => self.connected(&mut draft, *hello),
             Input::Disconnected(node) => self.disconnected(&mut draft, &node),
             Input::Report { node, report } => self.report(&mut draft, &node, *report),
@@ -279,9 +302,14 @@ pub(crate) fn node_from_store(stored: StoredNode, now: Timestamp) -> Node {
     let gpus = gpus
         .into_iter()
         .map(|(address, survey)| {
-            let observed =
-                ObservedGpu { address: address.clone(), survey, state: GpuState::Unknown, health: GpuHealth::Ok };
-            (address, Gpu { observed, observed_at: None, claim: None })
+            let observed = ObservedGpu {
+                address: address.clone(),
+                survey,
+                state: GpuState::Unknown,
+                health: GpuHealth::Ok,
+                problem: None,
+            };
+            (address, Gpu { observed, observed_at: None, since: None, claim: None })
         })
         .collect();
     Node {
@@ -297,6 +325,7 @@ pub(crate) fn node_from_store(stored: StoredNode, now: Timestamp) -> Node {
         boot: None,
         gpus,
         vms: BTreeMap::new(),
+        stale_since: BTreeMap::new(),
         reserved: Resources::default(),
     }
 }

@@ -3,9 +3,11 @@
 //! [`decide::Brain`] is the only door the shell uses: events go in, decisions and what must be committed come out. No
 //! I/O, no clock, no randomness: equal input, equal output.
 
+pub mod adopt;
 pub mod condition;
 pub mod decide;
 pub mod desired;
+pub mod drift;
 pub mod invariants;
 pub mod lifecycle;
 pub mod limits;

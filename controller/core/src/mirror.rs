@@ -26,12 +26,25 @@ pub struct SeenNode {
     pub view: View,
     /// Its current boot.
     pub boot: Option<BootId>,
-    /// Its GPUs, and when each was last reported.
-    pub gpus: BTreeMap<DeviceAddress, (ObservedGpu, Option<Timestamp>)>,
+    /// Its GPUs.
+    pub gpus: BTreeMap<DeviceAddress, SeenGpu>,
     /// Its VMs.
     pub vms: BTreeMap<VmId, ObservedVm>,
+    /// Since when VMs have records of devices that are gone.
+    pub stale_since: BTreeMap<VmId, Timestamp>,
     /// What a record would say, where nothing is stored of it.
     pub unstored: Option<Unstored>,
+}
+
+/// What a leader knows of a GPU and does not store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenGpu {
+    /// As it was reported.
+    pub observed: ObservedGpu,
+    /// When it was last reported.
+    pub at: Option<Timestamp>,
+    /// Since when it has been seen like this.
+    pub since: Option<Timestamp>,
 }
 
 /// Of a node without a record, as a stranger that the store does not know.
@@ -48,7 +61,10 @@ pub struct Unstored {
 impl SeenNode {
     /// What there is to tell of a node.
     pub fn of(node: &Node) -> Self {
-        let gpu = |(address, gpu): (&DeviceAddress, &Gpu)| (address.clone(), (gpu.observed.clone(), gpu.observed_at));
+        let gpu = |(address, gpu): (&DeviceAddress, &Gpu)| {
+            let seen = SeenGpu { observed: gpu.observed.clone(), at: gpu.observed_at, since: gpu.since };
+            (address.clone(), seen)
+        };
         Self {
             name: node.name.clone(),
             link: node.link.clone(),
@@ -56,6 +72,7 @@ impl SeenNode {
             boot: node.boot.clone(),
             gpus: node.gpus.iter().map(gpu).collect(),
             vms: node.vms.clone(),
+            stale_since: node.stale_since.clone(),
             unstored: (node.version == 0).then(|| Unstored {
                 facts: node.facts.clone(),
                 agent_version: node.agent_version.clone(),
@@ -243,15 +260,16 @@ impl Mirror {
         let mut node = node_from_store(stored, self.unheard_since);
         node.link = Link::Unheard { since: self.unheard_since };
         if let Some(Told { what, fresh }) = self.seen.get(name) {
-            let SeenNode { name: _, link, view, boot, gpus, vms, unstored: _ } = what.clone();
+            let SeenNode { name: _, link, view, boot, gpus, vms, stale_since, unstored: _ } = what.clone();
             if *fresh {
                 node.link = link;
             }
             node.view = view;
             node.boot = boot;
             node.vms = vms;
-            for (address, (observed, observed_at)) in gpus {
-                node.gpus.insert(address, Gpu { observed, observed_at, claim: None });
+            node.stale_since = stale_since;
+            for (address, SeenGpu { observed, at, since }) in gpus {
+                node.gpus.insert(address, Gpu { observed, observed_at: at, since, claim: None });
             }
         }
         self.world.insert_node(node);

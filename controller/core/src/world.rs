@@ -88,6 +88,8 @@ pub struct Node {
     pub gpus: BTreeMap<DeviceAddress, Gpu>,
     /// Its VMs as last reported.
     pub vms: BTreeMap<VmId, ObservedVm>,
+    /// Since when VMs have records of devices that are gone, as far as this controller knows.
+    pub stale_since: BTreeMap<VmId, Timestamp>,
     /// What placements reserve of it.
     pub reserved: Resources,
 }
@@ -99,6 +101,8 @@ pub struct Gpu {
     pub observed: ObservedGpu,
     /// When it was last reported since the controller's start.
     pub observed_at: Option<Timestamp>,
+    /// Since when it has been seen in this state and health without interruption, as far as this controller knows.
+    pub since: Option<Timestamp>,
     /// The placement that owns it.
     pub claim: Option<PlacementName>,
 }

@@ -20,6 +20,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[path = "brain/adopting.rs"]
+mod adopting;
+
 /// A store that checks what the real ones check, and a brain on it.
 struct Fixture {
     brain: Brain,
@@ -102,6 +105,7 @@ fn gpu(slot: usize, state: GpuState) -> ObservedGpu {
         },
         state,
         health: GpuHealth::Ok,
+        problem: None,
     }
 }
 
@@ -266,7 +270,10 @@ impl Fixture {
     fn progress(&mut self, placement: &str, report: StepReport) {
         let uid = self.get(placement).uid.clone();
         let generation = self.brain.desired(&node_name("n1")).unwrap().generation;
-        self.input(Input::Progress { node: node_name("n1"), progress: Box::new(Progress { generation, uid, report }) });
+        self.input(Input::Progress {
+            node: node_name("n1"),
+            progress: Box::new(Progress { generation, uid, report, forced: Vec::new() }),
+        });
     }
 
     fn get(&self, placement: &str) -> &Arc<Placement> {
@@ -412,7 +419,7 @@ fn an_old_satisfied_does_not_release() {
     let uid = f.get("p1").uid.clone();
     let attached = f.brain.desired(&node_name("n1")).unwrap().generation;
     f.release("p1");
-    let late = Progress { generation: attached, uid, report: StepReport::Satisfied };
+    let late = Progress { generation: attached, uid, report: StepReport::Satisfied, forced: Vec::new() };
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(late.clone()) });
     assert_eq!(f.get("p1").phase.name(), "Releasing", "it said that the GPU is attached, not that it is back");
     let foreign = Progress { generation: 99, ..late };
@@ -431,7 +438,10 @@ fn what_an_agent_did_for_a_later_wish_than_the_store_remembers_is_no_answer_to_t
     f.connect_at("n1", 7);
     let uid = f.get("p1").uid.clone();
     let report = StepReport::Satisfied;
-    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(Progress { generation: 7, uid, report }) });
+    f.input(Input::Progress {
+        node: node_name("n1"),
+        progress: Box::new(Progress { generation: 7, uid, report, forced: Vec::new() }),
+    });
     f.check(expect![[r#"
         p1 Preparing n1/PCIROOT(0)#PCI(0000)
         n1 generation 8 wants [p1 Attached], 0 available
@@ -479,7 +489,8 @@ fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
     f.connect_holding("n1", 7, Some(1), fleet(2));
     f.release("mine");
     assert!(!told(&f, "n1"));
-    let answer = Progress { generation: 99, uid: f.get("mine").uid.clone(), report: StepReport::Satisfied };
+    let answer =
+        Progress { generation: 99, uid: f.get("mine").uid.clone(), report: StepReport::Satisfied, forced: Vec::new() };
     assert_eq!(f.input(Input::Progress { node: node_name("n1"), progress: Box::new(answer) }).changes, []);
 
     // Whoever holds nothing, or what is ours, is welcome; so is one from before fleets that the store knows.
@@ -502,7 +513,10 @@ fn a_report_about_a_wish_that_was_never_made_is_no_answer() {
     f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
     let uid = f.get("p1").uid.clone();
     let report = StepReport::Satisfied;
-    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(Progress { generation: 2, uid, report }) });
+    f.input(Input::Progress {
+        node: node_name("n1"),
+        progress: Box::new(Progress { generation: 2, uid, report, forced: Vec::new() }),
+    });
     assert_eq!(f.get("p1").phase.name(), "Preparing");
 }
 
@@ -774,7 +788,7 @@ fn what_an_agent_did_while_no_controller_was_there_is_not_late() {
     f.now = f.now.after(Duration::from_secs(5));
     f.connect("n1");
     let uid = f.get("p1").uid.clone();
-    let progress = Progress { generation, uid, report: StepReport::Satisfied };
+    let progress = Progress { generation, uid, report: StepReport::Satisfied, forced: Vec::new() };
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) });
     assert_eq!(f.get("p1").phase, Phase::Active);
 }

@@ -4,8 +4,10 @@ use super::page::Page;
 use super::summary::Summaries;
 use super::watch::{GpuChanges, Stream, Watches};
 use super::{Sources, refused, view};
+use berth_core::drift;
 use berth_core::schedule::nearest;
 use berth_core::world::{Node, World};
+use berth_model::drift::Kind;
 use berth_model::id::ClusterName;
 use berth_model::reason::Refusal;
 use berth_model::{GpuId, ModelName, NodeName, VmId};
@@ -144,6 +146,41 @@ impl Inventory for InventoryService {
         Ok(Response::new(v1::ListVmsResponse { vms, next_page_token, revision: page.snapshot.revision }))
     }
 
+    async fn list_drift(
+        &self,
+        request: Request<v1::ListDriftRequest>,
+    ) -> Result<Response<v1::ListDriftResponse>, Status> {
+        let v1::ListDriftRequest { page_size, page_token, node, kind } = request.into_inner();
+        let (node, kind) = convert::read(|at| {
+            let node = at.field("node").optional::<NodeName>(&node);
+            let kind = match Kind::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(&kind)) {
+                None if kind.is_empty() => Some(None),
+                None => {
+                    let known = Kind::ALL.map(Kind::name).join(", ");
+                    at.field("kind").refuse(format_args!("{kind:?} is no kind of drift; there are {known}"))
+                }
+                known => Some(known),
+            };
+            Some((node?, kind?))
+        })?;
+        let page =
+            Page::open(&self.sources.replica, page_size, &page_token, ("ListDrift", &node, kind.map(Kind::name)))?;
+        let after: Option<DriftKey> = page.after()?;
+        let world = &page.snapshot.world;
+        let on_purpose = drift::left_on_purpose(world);
+        let found = nodes_from(world, node.as_ref(), after.as_ref().map(|after| &after.node))?
+            .flat_map(|node| drift::of_node(world, node, &on_purpose).into_iter().enumerate())
+            // A page shows the world of the first: the place in a node's list names an item.
+            .filter(|(at, found)| after.as_ref().is_none_or(|after| found.node != after.node || *at > after.at))
+            .filter(|(_, found)| kind.is_none_or(|kind| kind == found.kind));
+        let (differences, next_page_token) = page.fill(
+            found,
+            |(_, found)| v1::Difference::from(found),
+            |(at, found)| DriftKey { node: found.node.clone(), at: *at }.to_string(),
+        );
+        Ok(Response::new(v1::ListDriftResponse { differences, next_page_token, revision: page.snapshot.revision }))
+    }
+
     async fn summarize(&self, _: Request<v1::SummarizeRequest>) -> Result<Response<v1::SummarizeResponse>, Status> {
         let snapshot = self.sources.replica.now();
         let summary = self.summaries.of(&snapshot);
@@ -161,6 +198,26 @@ impl Inventory for InventoryService {
         let v1::WatchGpusRequest { after_revision } = request.into_inner();
         let changes = GpuChanges::new(&self.sources, after_revision)?;
         Ok(Response::new(self.watches.open(changes)?))
+    }
+}
+
+/// Names a difference in a page token.
+struct DriftKey {
+    node: NodeName,
+    at: usize,
+}
+
+impl std::fmt::Display for DriftKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.node, self.at)
+    }
+}
+
+impl std::str::FromStr for DriftKey {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (node, at) = text.split_once('/').ok_or(())?;
+        Ok(Self { node: node.parse().map_err(|_| ())?, at: at.parse().map_err(|_| ())? })
     }
 }
 

@@ -7,12 +7,15 @@ use super::watch::{PlacementChanges, Stream, Watches};
 use super::{Sources, now, refused, view};
 use crate::identity::{self, Caller};
 use crate::leader::CallError;
+use berth_core::adopt::{self, Candidate, Naming};
 use berth_core::condition::LOST_AFTER;
-use berth_core::decide::Input;
+use berth_core::decide::{Adopt, Input};
 use berth_core::schedule::nearest;
 use berth_core::world::{Link, Node, View, World};
+use berth_model::adopt::Skip;
 use berth_model::reason::{ErrorClass, Refusal};
 use berth_model::request::PlacementRequest;
+use berth_model::trace::TraceParent;
 use berth_model::{NodeName, PlacementName, PlacementUid, VmId};
 use berth_proto::v1::placements_server::Placements;
 use berth_proto::{convert, status, v1};
@@ -89,6 +92,88 @@ impl PlacementsService {
     }
 }
 
+impl PlacementsService {
+    /// Takes over what can be, one decision and one commit each, in the order of the table. What stops it stops it between two
+    /// of them: asking again goes on, since what has a placement is skipped.
+    async fn adopt_all(
+        &self,
+        asked: convert::Adopt,
+        caller: Option<Caller>,
+        trace: Option<TraceParent>,
+    ) -> Result<Response<v1::AdoptResponse>, Status> {
+        let convert::Adopt { node, vms, dry_run, name, name_prefix, adoption, return_to } = asked;
+        let snapshot = self.sources.replica.now();
+        let naming = Naming { name, prefix: name_prefix };
+        let found = match adopt::candidates(&snapshot.world, &node, &vms, &naming) {
+            Ok(found) => found,
+            Err(refusal) => return refused(&refusal),
+        };
+        let mut answer = v1::AdoptResponse { vms: Vec::with_capacity(found.len()), revision: snapshot.revision };
+        for Candidate { vm, gpus, outcome } in found {
+            let mut shown = v1::AdoptedVm {
+                vm: Some((&vm).into()),
+                gpus: gpus.iter().map(Into::into).collect(),
+                ..v1::AdoptedVm::default()
+            };
+            match outcome {
+                Err(why) => skipped(&mut shown, &why),
+                Ok(name) if dry_run => {
+                    shown.set_outcome(v1::AdoptOutcome::Would);
+                    shown.placement = name.to_string();
+                }
+                Ok(name) => {
+                    let uid = new_uid()?;
+                    let input = Input::Adopt(Box::new(Adopt {
+                        node: node.clone(),
+                        vm: vm.id.clone(),
+                        name: name.clone(),
+                        adoption: adoption.clone(),
+                        return_to,
+                        uid,
+                        caller: identity::name_of(caller.as_ref()).to_owned(),
+                        trace: trace.clone(),
+                    }));
+                    match self.sources.leader.submit(input).await {
+                        Ok(decided) => {
+                            let uid = decided.placement.as_ref().map(|p| p.uid.to_string()).unwrap_or_default();
+                            identity::audit_change(caller.clone(), name.clone(), Ok(uid.as_str()));
+                            answer.revision = answer.revision.max(decided.revision);
+                            shown.set_outcome(v1::AdoptOutcome::Adopted);
+                            shown.placement = name.to_string();
+                        }
+                        // It changed between the table and this.
+                        Err(CallError::Refused(Refusal::NotAdoptable { why, .. })) => skipped(&mut shown, &why),
+                        Err(error) => {
+                            let status = Status::from(error);
+                            identity::audit_change(caller.clone(), name.clone(), Err(&status));
+                            return Err(status);
+                        }
+                    }
+                }
+            }
+            answer.vms.push(shown);
+        }
+        let revision = answer.revision;
+        let mut answer = Response::new(answer);
+        answer.metadata_mut().insert(REVISION, revision.into());
+        Ok(answer)
+    }
+}
+
+fn skipped(shown: &mut v1::AdoptedVm, why: &Skip) {
+    shown.set_outcome(v1::AdoptOutcome::Skipped);
+    shown.reason = why.name().to_owned();
+    shown.text = why.to_string();
+    if let Skip::AlreadyPlaced { placement } = why {
+        shown.placement = placement.to_string();
+    }
+}
+
+fn new_uid() -> Result<PlacementUid, Status> {
+    PlacementUid::new(uuid::Uuid::new_v4().hyphenated().to_string())
+        .map_err(|error| status::failure(ErrorClass::Internal, "NO_UID", &error.to_string()))
+}
+
 /// A version that a caller rests on; 0 means any.
 fn version(wire: u64) -> Option<u64> {
     (wire > 0).then_some(wire)
@@ -107,8 +192,7 @@ impl Placements for PlacementsService {
         let trace = trace::from_metadata(request.metadata());
         let span = spans::call("Placements/Create", trace.as_ref());
         let request = PlacementRequest::try_from(request.into_inner())?;
-        let uid = PlacementUid::new(uuid::Uuid::new_v4().hyphenated().to_string())
-            .map_err(|error| status::failure(ErrorClass::Internal, "NO_UID", &error.to_string()))?;
+        let uid = new_uid()?;
         let (name, by) = (request.name.clone(), identity::name_of(caller.as_ref()).to_owned());
         let input = Input::Create { request: Box::new(request), uid, caller: by, trace };
         self.submit(caller, name, input).instrument(span).await
@@ -190,6 +274,14 @@ impl Placements for PlacementsService {
         })?;
         let input = Input::Release { name: name.clone(), uid, version: version(expected) };
         self.submit(caller, name, input).instrument(span).await
+    }
+
+    async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptResponse>, Status> {
+        let caller = Caller::of(&request);
+        let trace = trace::from_metadata(request.metadata());
+        let span = spans::call("Placements/Adopt", trace.as_ref());
+        let asked = convert::Adopt::try_from(request.into_inner())?;
+        self.adopt_all(asked, caller, trace).instrument(span).await
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {

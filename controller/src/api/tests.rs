@@ -435,7 +435,7 @@ async fn bad_json_is_refused_with_its_place() {
     )
     .await;
     edge.refuse(create, r#"{"request": {"name": "a b", "hold": "-1s"}}"#, expect![[r#"400 invalid_argument "INVALID_FIELDS" request.hold: is negative; request.request_id: request id is empty; request.name: placement name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit; request.vm: VM name is empty; request.gpus: 0 is not from 1 to 16"#]]).await;
-    edge.refuse("/berth.v1.Placements/Make", "{}", expect![[r#"404 unimplemented "" berth.v1.Placements has no method "Make"; it has Create, Get, List, Watch, Commit, Release, Plan"#]]).await;
+    edge.refuse("/berth.v1.Placements/Make", "{}", expect![[r#"404 unimplemented "" berth.v1.Placements has no method "Make"; it has Create, Get, List, Watch, Commit, Release, Adopt, Plan"#]]).await;
     edge.refuse("/berth.v2.Placements/Create", "{}", expect![[r#"404 unimplemented "" there is no service "berth.v2.Placements"; there are berth.v1.Inventory, berth.v1.Placements, berth.v1.NodeAgent, berth.v1.Operations, berth.v1.Peers"#]]).await;
     edge.refuse(
         "/x",

@@ -31,6 +31,7 @@ fn placement(name: &str, version: u64) -> Change {
         assignment: None,
         vm_id: None,
         generation: 0,
+        history: Vec::new(),
     }))
 }
 

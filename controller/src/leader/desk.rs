@@ -10,7 +10,7 @@ pub use undo::TakenBack;
 
 use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
 use crate::commit::{Durable, Fate, Groups, Unfit};
-use berth_core::decide::{Brain, Input};
+use berth_core::decide::{Brain, ForcedFor, Input};
 use berth_core::desired::desired as desired_state;
 use berth_core::world::World;
 use berth_model::desired::DesiredNode;
@@ -54,6 +54,7 @@ struct Batch<R> {
     nodes: BTreeSet<NodeName>,
     desired: BTreeMap<NodeName, DesiredNode>,
     replies: Vec<Reply<R>>,
+    forced: Vec<ForcedFor>,
     inputs: usize,
 }
 
@@ -64,6 +65,7 @@ pub struct Work<R> {
     nodes: BTreeSet<NodeName>,
     desired: BTreeSet<NodeName>,
     replies: Vec<Reply<R>>,
+    forced: Vec<ForcedFor>,
     inputs: usize,
 }
 
@@ -74,6 +76,7 @@ impl<R> Default for Work<R> {
             nodes: BTreeSet::new(),
             desired: BTreeSet::new(),
             replies: Vec::new(),
+            forced: Vec::new(),
             inputs: 0,
         }
     }
@@ -90,6 +93,8 @@ pub struct Told<R> {
     pub replies: Vec<(R, Answer)>,
     /// What nodes are to be sent.
     pub desired: BTreeMap<NodeName, DesiredNode>,
+    /// Uses of force that are recorded now.
+    pub forced: Vec<ForcedFor>,
 }
 
 /// A world to show to readers, and what changed in it.
@@ -187,7 +192,9 @@ impl<R> Desk<R> {
             }
             Input::Progress { node, .. } => sessions.is(node, session),
             // No agent says these.
-            Input::Create { .. } | Input::Commit { .. } | Input::Release { .. } | Input::Tick => false,
+            Input::Create { .. } | Input::Commit { .. } | Input::Release { .. } | Input::Adopt(_) | Input::Tick => {
+                false
+            }
         }
     }
 
@@ -215,6 +222,7 @@ impl<R> Desk<R> {
                 work.placements.extend(decision.touched);
                 work.nodes.extend(decision.nodes);
                 work.desired.extend(decision.desired);
+                work.forced.extend(decision.forced);
                 (Ok(decision.placement), group)
             }
             Err(refusal) => (Err(refusal), None),
@@ -234,7 +242,7 @@ impl<R> Desk<R> {
     /// Has this told once everything up to a mark is durable, the world being as given then. Batches that the same
     /// transaction makes durable become one: the states between them never were in the store.
     fn put(&mut self, mark: u64, world: World, work: Work<R>) {
-        let Work { placements, nodes, desired, replies, inputs } = work;
+        let Work { placements, nodes, desired, replies, forced, inputs } = work;
         let term = self.brain.term();
         let desired = desired.into_iter().filter_map(|node| Some((node.clone(), desired_state(&world, &node, term)?)));
         let desired: BTreeMap<_, _> = desired.collect();
@@ -246,9 +254,10 @@ impl<R> Desk<R> {
                 last.nodes.extend(nodes);
                 last.desired.extend(desired);
                 last.replies.extend(replies);
+                last.forced.extend(forced);
                 last.inputs = last.inputs.saturating_add(inputs);
             }
-            None => self.batches.push_back(Batch { mark, world, placements, nodes, desired, replies, inputs }),
+            None => self.batches.push_back(Batch { mark, world, placements, nodes, desired, replies, forced, inputs }),
         }
     }
 
@@ -256,7 +265,7 @@ impl<R> Desk<R> {
     pub fn next_told(&mut self, groups: &mut Groups) -> Option<Told<R>> {
         let mark = self.batches.front().map(|batch| batch.mark)?;
         let Durable { revision, complete } = groups.durable_at(mark)?;
-        let Batch { mark: _, world, placements, nodes, desired, replies, inputs } = self.batches.pop_front()?;
+        let Batch { mark: _, world, placements, nodes, desired, replies, forced, inputs } = self.batches.pop_front()?;
         self.untold = self.untold.saturating_sub(inputs);
         let changed = !placements.is_empty() || !nodes.is_empty() || complete > self.revision;
         if changed {
@@ -270,6 +279,7 @@ impl<R> Desk<R> {
             publish: changed.then_some(Publish { world, placements, nodes }),
             replies: replies.into_iter().map(|Reply { to, what, group: _ }| (to, answer(what))).collect(),
             desired,
+            forced,
         })
     }
 

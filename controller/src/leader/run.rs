@@ -10,10 +10,12 @@ use crate::commit::{Groups, Loss, Pipeline, Unfit};
 use crate::replica::Publisher;
 #[cfg(test)]
 use crate::replica::Replica;
-use berth_core::decide::{Input, Limits};
+use berth_core::decide::{ForcedFor, Input, Limits};
 use berth_model::desired::DesiredNode;
+use berth_model::history::Forced;
 use berth_model::{NodeName, Timestamp};
 use berth_store::{CommitError, Leadership, Store};
+use berth_telemetry::names;
 use futures::future::BoxFuture;
 #[cfg(test)]
 use recover::take_over;
@@ -344,7 +346,7 @@ impl Service {
     /// Publishes, answers and sends whatever has become durable.
     fn tell(&mut self) {
         let Lead { desk, pipeline, .. } = &mut self.lead;
-        while let Some(Told { revision, publish, replies, desired }) = desk.next_told(&mut pipeline.groups) {
+        while let Some(Told { revision, publish, replies, desired, forced }) = desk.next_told(&mut pipeline.groups) {
             if let Some(Publish { world, placements, nodes }) = publish {
                 self.publisher.publish(world, revision.0, placements, nodes);
             }
@@ -355,6 +357,9 @@ impl Service {
             for (node, desired) in desired {
                 self.outbox.send(&node, desired);
             }
+            for used in forced {
+                write_down(&used);
+            }
         }
     }
 
@@ -364,6 +369,23 @@ impl Service {
             let _hung_up = to.send(Err(error));
         }
     }
+}
+
+/// One line for an auditor: a safeguard of a host was overridden, for whose placement. It is part of the placement's record
+/// by now.
+fn write_down(used: &ForcedFor) {
+    let ForcedFor { node, placement, uid, caller, forced: Forced { step, device } } = used;
+    tracing::warn!(
+        { names::NODE } = %node,
+        { names::PLACEMENT } = %placement,
+        { names::UID } = %uid,
+        { names::CALLER } = caller,
+        { names::STEP } = %step,
+        { names::GPU } = %device,
+        { names::FORCED } = true,
+        "{}",
+        names::EVENT_FORCED
+    );
 }
 
 async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Options) -> Result<Lead, load::Error> {

@@ -1,13 +1,13 @@
 //! Observations ↔ the wire. What comes in is checked like everything from outside, although a controller says it.
 
-use berth_core::mirror::{SeenNode, Unstored};
+use berth_core::mirror::{SeenGpu, SeenNode, Unstored};
 use berth_core::world::{Gpu, Link, Live, Node, View, World};
 use berth_model::gpu::{Fingerprint, ObservedGpu};
 use berth_model::node::{BootId, HostFacts};
 use berth_model::placement::{CurrentStep, Drift};
 use berth_model::request::FieldError;
 use berth_model::vm::ObservedVm;
-use berth_model::{NodeName, PlacementName, Timestamp};
+use berth_model::{NodeName, PlacementName, Timestamp, VmId};
 use berth_proto::convert::{Invalid, read, read_timestamp, timestamp};
 use berth_proto::v1::{self, drift::What};
 use std::collections::BTreeMap;
@@ -30,6 +30,7 @@ pub(super) fn node(node: &Node) -> v1::NodeObservation {
     let gpu = |gpu: &Gpu| v1::GpuObservation {
         observed: Some((&gpu.observed).into()),
         observed_at: gpu.observed_at.map(timestamp),
+        since: gpu.since.map(timestamp),
     };
     v1::NodeObservation {
         node: node.name.to_string(),
@@ -43,7 +44,12 @@ pub(super) fn node(node: &Node) -> v1::NodeObservation {
         facts: unstored.then(|| (&node.facts).into()),
         agent_version: if unstored { node.agent_version.clone() } else { String::new() },
         first_seen: unstored.then(|| timestamp(node.first_seen)),
+        stale: node.stale_since.iter().map(stale).collect(),
     }
+}
+
+fn stale((vm, since): (&VmId, &Timestamp)) -> v1::StaleRecords {
+    v1::StaleRecords { vm_id: vm.to_string(), since: Some(timestamp(*since)) }
 }
 
 /// What an agent last said about a placement, if anything.
@@ -88,6 +94,7 @@ pub(super) fn read_node(wire: v1::NodeObservation) -> Result<SeenNode, Invalid> 
         facts,
         agent_version,
         first_seen,
+        stale,
     } = wire;
     let name: NodeName = read(|at| at.field("node").parse(&node))?;
     let since = read_timestamp(present("since", since)?)?;
@@ -101,15 +108,20 @@ pub(super) fn read_node(wire: v1::NodeObservation) -> Result<SeenNode, Invalid> 
     };
     let boot = if boot_id.is_empty() { None } else { Some(BootId::new(&boot_id).map_err(|e| invalid("boot_id", e))?) };
     let mut seen_gpus = BTreeMap::new();
-    for v1::GpuObservation { observed, observed_at } in gpus {
+    for v1::GpuObservation { observed, observed_at, since } in gpus {
         let observed = ObservedGpu::try_from(present("gpus.observed", observed)?)?;
-        let observed_at = observed_at.map(read_timestamp).transpose()?;
-        seen_gpus.insert(observed.address.clone(), (observed, observed_at));
+        let (at, since) = (observed_at.map(read_timestamp).transpose()?, since.map(read_timestamp).transpose()?);
+        seen_gpus.insert(observed.address.clone(), SeenGpu { observed, at, since });
     }
     let mut seen_vms = BTreeMap::new();
     for vm in vms {
         let vm = ObservedVm::try_from(vm)?;
         seen_vms.insert(vm.id.clone(), vm);
+    }
+    let mut stale_since = BTreeMap::new();
+    for v1::StaleRecords { vm_id, since } in stale {
+        let vm: VmId = read(|at| at.field("stale.vm_id").parse(&vm_id))?;
+        stale_since.insert(vm, read_timestamp(present("stale.since", since)?)?);
     }
     let link = if connected { Link::Connected { since } } else { Link::Disconnected { since } };
     let agent_version = read(|at| at.field("agent_version").text(agent_version))?;
@@ -121,7 +133,7 @@ pub(super) fn read_node(wire: v1::NodeObservation) -> Result<SeenNode, Invalid> 
             first_seen: read_timestamp(present("first_seen", first_seen)?)?,
         }),
     };
-    Ok(SeenNode { name, link, view, boot, gpus: seen_gpus, vms: seen_vms, unstored })
+    Ok(SeenNode { name, link, view, boot, gpus: seen_gpus, vms: seen_vms, stale_since, unstored })
 }
 
 /// What was told about a placement.

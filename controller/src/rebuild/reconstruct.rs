@@ -227,6 +227,8 @@ fn placement(
         }),
         vm_id: Some(vm.clone()),
         generation: *generation,
+        // What was noted is gone with the store.
+        history: Vec::new(),
     })
 }
 

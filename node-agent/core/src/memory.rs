@@ -4,12 +4,13 @@
 //! out the step that comes with it.
 
 use crate::observed::VmSettings;
-use berth_model::VmId;
 use berth_model::gpu::Survey;
+use berth_model::history::Forced;
 use berth_model::pci::DeviceAddress;
-use std::collections::BTreeMap;
+use berth_model::{PlacementUid, VmId};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Small: at most one entry for each GPU and each VM of a host.
+/// Small: at most one entry for each GPU and each VM of a host, and for each placement one for each of its functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Settings of VMs as they were before Berth first changed them.
@@ -17,4 +18,7 @@ pub struct Memory {
     /// The card that is known to sit at an address, as surveyed while the host still ran it: a disabled or dismounted
     /// device cannot be measured, and another card at a known address is an alarm, restart or not.
     pub known: BTreeMap<DeviceAddress, Survey>,
+    /// What was done by force for a placement, kept before it is done and told again and again: a report may be lost, and an
+    /// auditor must learn of it all the same. Forgotten when the placement is no longer wished.
+    pub forced: BTreeMap<PlacementUid, BTreeSet<Forced>>,
 }

@@ -4,7 +4,7 @@ use berth_model::VmId;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
 use berth_model::node::BootId;
 use berth_model::pci::DeviceAddress;
-use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use berth_model::vm::{ObservedVm, VmState};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings of a VM that matter to device assignment.
@@ -126,9 +126,7 @@ pub struct HostView {
 impl HostView {
     /// Which VMs list a device, running or not: the only way to know whether it is free.
     pub fn holders(&self, address: &DeviceAddress) -> impl Iterator<Item = &VmView> {
-        self.vms
-            .values()
-            .filter(move |view| view.vm.devices.iter().any(|d| matches!(d, VmDevice::At(a) if a == address)))
+        self.vms.values().filter(move |view| view.vm.devices.iter().any(|device| device.address() == Some(address)))
     }
 
     /// State of one GPU or companion; `Unknown` when it did not answer.

@@ -11,7 +11,7 @@ use berth_model::desired::DesiredPlacement;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Survey, Verdict};
 use berth_model::inventory::{InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::pci::DeviceAddress;
-use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use berth_model::vm::{ObservedVm, VmState};
 use berth_model::{ModelName, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,10 +70,7 @@ impl Tracker {
         let listed: BTreeMap<DeviceAddress, VmId> = (view.vms.values())
             .filter(|vm| view.unseen.contains(&vm.vm.id))
             .flat_map(|vm| vm.vm.devices.iter().map(move |device| (device, &vm.vm.id)))
-            .filter_map(|(device, vm)| match device {
-                VmDevice::At(address) => Some((address.clone(), vm.clone())),
-                VmDevice::Stale => None,
-            })
+            .filter_map(|(device, vm)| Some((device.address()?.clone(), vm.clone())))
             .collect();
         let gpus = view.gpus.iter_mut().map(|(address, gpu)| (address, &mut gpu.state));
         for (address, state) in gpus.chain(view.companions.iter_mut()) {
@@ -137,6 +134,7 @@ impl Tracker {
                 seen.last = unknown(address, known.clone());
             }
             seen.last.state = absent(view.vms.values(), address, gone);
+            seen.last.problem = None;
             view.gpus.insert(address.clone(), seen.last.clone());
         }
         let named: BTreeMap<_, _> = wanted.flat_map(|p| &p.gpus).map(|gpu| (&gpu.address, gpu)).collect();
@@ -224,7 +222,7 @@ impl Tracker {
 }
 
 fn unknown(address: &DeviceAddress, survey: Survey) -> ObservedGpu {
-    ObservedGpu { address: address.clone(), survey, state: GpuState::Unknown, health: GpuHealth::Ok }
+    ObservedGpu { address: address.clone(), survey, state: GpuState::Unknown, health: GpuHealth::Ok, problem: None }
 }
 
 /// State of a device that a look lacks.
@@ -232,7 +230,7 @@ fn absent<'a>(mut vms: impl Iterator<Item = &'a VmView>, address: &DeviceAddress
     if !gone {
         return GpuState::Unknown;
     }
-    let lists = |vm: &&VmView| vm.vm.devices.iter().any(|d| matches!(d, VmDevice::At(a) if a == address));
+    let lists = |vm: &&VmView| vm.vm.devices.iter().any(|device| device.address() == Some(address));
     match vms.find(lists) {
         Some(vm) => GpuState::Stale { vm: vm.vm.id.clone() },
         None => GpuState::Missing,

@@ -105,6 +105,14 @@ pub enum Violation {
         /// That device.
         address: DeviceAddress,
     },
+    /// The host's own cluster gives the VM devices from a pool.
+    #[error("VM {vm} has a device from the cluster's own pool {pool:?}; one of the two must give it GPUs, not both")]
+    NativePool {
+        /// Which VM.
+        vm: VmId,
+        /// The pool's name.
+        pool: String,
+    },
     /// The VM has a record of a device that is gone and that is none of this placement's.
     #[error("VM {0} has a record of a device that is gone and was not Berth's; remove the record first")]
     ForeignRecord(VmId),
@@ -148,6 +156,7 @@ impl Violation {
             | Self::Saved(_)
             | Self::ForeignDevice { .. }
             | Self::ForeignRecord(_)
+            | Self::NativePool { .. }
             | Self::NotAttached { .. }
             | Self::NothingInVm(_)
             | Self::Settings { .. } => false,
@@ -202,7 +211,8 @@ fn owner<'a>(address: &DeviceAddress, desired: &'a DesiredPlacement, view: &Host
 pub(crate) fn listed(vm: &VmView, desired: &DesiredPlacement, view: &HostView) -> Vec<DeviceAddress> {
     let at = vm.vm.devices.iter().filter_map(|device| match device {
         VmDevice::At(address) => Some(address),
-        VmDevice::Stale => None,
+        // What the cluster gave it is not this placement's, whatever it is.
+        VmDevice::Stale | VmDevice::Pool { .. } => None,
     });
     at.filter(|address| owner(address, desired, view).is_some()).cloned().collect()
 }
@@ -230,7 +240,7 @@ pub(crate) fn stale_are_ours(vm: &VmView, desired: &DesiredPlacement, view: &Hos
 fn foreign(vm: &VmView, desired: &DesiredPlacement, view: &HostView) -> Option<DeviceAddress> {
     vm.vm.devices.iter().find_map(|device| match device {
         VmDevice::At(address) if owner(address, desired, view).is_none() => Some(address.clone()),
-        VmDevice::At(_) | VmDevice::Stale => None,
+        VmDevice::At(_) | VmDevice::Stale | VmDevice::Pool { .. } => None,
     })
 }
 
@@ -401,6 +411,11 @@ impl<'a> Rules<'a> {
     }
 
     fn no_foreign(&self, vm: &VmView) -> Result<(), Violation> {
+        for device in &vm.vm.devices {
+            if let VmDevice::Pool { pool, .. } = device {
+                return Err(Violation::NativePool { vm: vm.vm.id.clone(), pool: pool.clone() });
+            }
+        }
         if let Some(address) = foreign(vm, self.desired, self.view) {
             return Err(Violation::ForeignDevice { vm: vm.vm.id.clone(), address });
         }

@@ -11,8 +11,9 @@ use crate::observed::HostView;
 use crate::report::{Reporter, Tracker};
 use crate::step::Step;
 use berth_model::desired::{DesiredNode, DesiredPlacement, Intent};
+use berth_model::history::Forced;
 use berth_model::inventory::InventoryReport;
-use berth_model::placement::{Progress, StepError, StepKind};
+use berth_model::placement::{Progress, StepError, StepKind, StepReport};
 use berth_model::trace::TraceParent;
 use berth_model::{PlacementUid, Timestamp};
 use job::{Job, Stage, Verdict};
@@ -112,6 +113,8 @@ pub struct Work {
     /// What the shell was last told to keep.
     kept: Memory,
     generation: u64,
+    /// The node's policy: devices are dismounted by force.
+    forcing: bool,
     /// In order of uid.
     jobs: BTreeMap<PlacementUid, Job>,
     tracker: Tracker,
@@ -144,6 +147,7 @@ impl Work {
             kept: memory.clone(),
             memory,
             generation: 0,
+            forcing: false,
             jobs: BTreeMap::new(),
             tracker: Tracker::default(),
             reporter: Reporter::default(),
@@ -152,6 +156,13 @@ impl Work {
             looks: Looks::default(),
             progress: Vec::new(),
         }
+    }
+
+    /// The same on a node whose policy is to dismount by force: each use is kept and told.
+    #[must_use]
+    pub fn forcing(mut self, forcing: bool) -> Self {
+        self.forcing = forcing;
+        self
     }
 
     /// What must be kept durably.
@@ -190,7 +201,18 @@ impl Work {
         self.in_session = true;
         self.reporter.new_session();
         let jobs = self.jobs.iter().filter(|(_, job)| !job.withdrawn);
-        self.progress = jobs.filter_map(|(uid, job)| job.standing(uid, self.generation)).collect();
+        let told = jobs.filter_map(|(uid, job)| {
+            job.standing(uid, self.generation).or_else(|| {
+                // Nothing is reported of what is only watched, but what was done for it by force must be learned of.
+                self.memory.forced.contains_key(uid).then(|| Progress {
+                    generation: self.generation,
+                    uid: uid.clone(),
+                    report: StepReport::Satisfied,
+                    forced: Vec::new(),
+                })
+            })
+        });
+        self.progress = told.collect();
     }
 
     /// The session ended.
@@ -223,6 +245,8 @@ impl Work {
         }
         // What is no longer wished ends with the step it is at.
         self.jobs.retain(|_, job| !job.withdrawn || matches!(job.stage, Stage::Acting { .. }));
+        let jobs = &self.jobs;
+        self.memory.forced.retain(|uid, _| jobs.contains_key(uid));
     }
 
     /// A look has ended.
@@ -270,6 +294,9 @@ impl Work {
         }
         let start = self.decide(now);
         let look = self.begin_look(now);
+        for progress in &mut self.progress {
+            progress.forced = self.memory.forced.get(&progress.uid).into_iter().flatten().cloned().collect();
+        }
         let remember = (self.memory != self.kept).then(|| {
             self.kept = self.memory.clone();
             self.memory.clone()
@@ -308,6 +335,10 @@ impl Work {
                 Verdict::Act { step, attempt, said } => {
                     self.progress.extend(job.standing(&uid, self.generation).filter(|_| said));
                     room -= 1;
+                    if let (true, Step::Dismount { address }) = (self.forcing, &step) {
+                        let forced = Forced { step: step.kind(), device: address.clone() };
+                        self.memory.forced.entry(uid.clone()).or_default().insert(forced);
+                    }
                     start.push(Start { uid, step, attempt, trace: job.desired.trace.clone() });
                 }
             }

@@ -17,6 +17,7 @@ use berth_agent_core::step::Step;
 use berth_model::VmId;
 use berth_model::node::{HostFacts, Platform};
 use berth_model::pci::PciId;
+use berth_model::placement::StepErrorClass;
 use berth_model::vm::{VmDevice, VmState};
 use berth_telemetry::names;
 use powershell::PowerShell;
@@ -195,14 +196,26 @@ impl HyperV {
 
 /// What the script refused or the host failed.
 fn refused(failure: Failure) -> DriverError {
+    let text = failure.to_string();
     match failure.kind {
-        Kind::NotThere => DriverError::NotThere(failure.to_string()),
-        Kind::Invalid | Kind::Refused | Kind::Failed | Kind::Unconfirmed => DriverError::Failed(failure.to_string()),
+        Kind::NotThere => DriverError::NotThere(text),
+        Kind::Invalid | Kind::Refused | Kind::Unconfirmed => DriverError::Failed(text),
+        Kind::Failed => match failure.class() {
+            Some(StepErrorClass::Forbidden) => DriverError::Hopeless(text),
+            Some(StepErrorClass::NotThere) => DriverError::NotThere(text),
+            Some(StepErrorClass::Failed | StepErrorClass::TimedOut | StepErrorClass::NoEffect) | None => {
+                DriverError::Failed(text)
+            }
+        },
     }
 }
 
 #[async_trait]
 impl HostDriver for HyperV {
+    fn forces(&self) -> bool {
+        self.options.force
+    }
+
     async fn facts(&self) -> Result<HostFacts, DriverError> {
         if self.known().host.is_none() {
             self.survey().await?;

@@ -6,12 +6,12 @@ use super::State;
 use berth_agent_core::ledger::Ledger;
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::{CheckpointKind, Checkpoints, StopAction, VmMemory, VmSettings};
-use berth_model::VmId;
 use berth_model::gpu::Survey;
+use berth_model::history::Forced;
 use berth_model::pci::DeviceAddress;
+use berth_model::{PlacementUid, VmId};
 use berth_proto::v1;
 use prost::Message as _;
-use std::collections::BTreeMap;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct LedgerRecord {
@@ -23,6 +23,17 @@ struct LedgerRecord {
     original: Vec<VmRecord>,
     #[prost(message, repeated, tag = "4")]
     known: Vec<CardRecord>,
+    #[prost(message, repeated, tag = "5")]
+    forced: Vec<ForcedRecord>,
+}
+
+/// What was done by force for one placement.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ForcedRecord {
+    #[prost(string, tag = "1")]
+    uid: String,
+    #[prost(message, repeated, tag = "2")]
+    forced: Vec<v1::Forced>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -81,7 +92,7 @@ enum CheckpointRecord {
 
 /// The bytes of a state.
 pub(super) fn write(state: &State) -> Vec<u8> {
-    let State { ledger: Ledger { term, desired }, memory: Memory { original, known } } = state;
+    let State { ledger: Ledger { term, desired }, memory: Memory { original, known, forced } } = state;
     let record = LedgerRecord {
         term: *term,
         desired: desired.as_ref().map(Into::into),
@@ -89,6 +100,10 @@ pub(super) fn write(state: &State) -> Vec<u8> {
         known: known
             .iter()
             .map(|(address, survey)| CardRecord { address: address.to_string(), survey: Some(survey.into()) })
+            .collect(),
+        forced: forced
+            .iter()
+            .map(|(uid, forced)| ForcedRecord { uid: uid.to_string(), forced: forced.iter().map(Into::into).collect() })
             .collect(),
     };
     record.encode_to_vec()
@@ -128,10 +143,10 @@ fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
 
 /// The state of some bytes, or what is wrong with them.
 pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
-    let LedgerRecord { term, desired, original, known } =
+    let LedgerRecord { term, desired, original, known, forced } =
         LedgerRecord::decode(bytes).map_err(|error| error.to_string())?;
     let desired = desired.map(TryInto::try_into).transpose().map_err(|error| format!("desired state: {error}"))?;
-    let mut memory = Memory { original: BTreeMap::new(), known: BTreeMap::new() };
+    let mut memory = Memory::default();
     for record in original {
         let (vm, settings) = read_settings(record)?;
         memory.original.insert(vm, settings);
@@ -141,6 +156,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
         let survey = survey.ok_or_else(|| format!("card {address}: survey is missing"))?;
         let survey: Survey = survey.try_into().map_err(|error| format!("card {address}: {error}"))?;
         memory.known.insert(at, survey);
+    }
+    for ForcedRecord { uid, forced } in forced {
+        let of: PlacementUid = uid.parse().map_err(|error| format!("forced: {error}"))?;
+        for use_of_force in forced {
+            let read: Forced = use_of_force.try_into().map_err(|error| format!("forced for {uid}: {error}"))?;
+            memory.forced.entry(of.clone()).or_default().insert(read);
+        }
     }
     Ok(State { ledger: Ledger { term, desired }, memory })
 }
@@ -191,8 +213,9 @@ pub(super) mod tests {
     use super::*;
     use berth_model::desired::{DesiredGpu, DesiredNode, DesiredPlacement, Intent};
     use berth_model::gpu::{Fingerprint, MmioSize, SerialNumber, Verdict};
+    use berth_model::placement::StepKind;
     use berth_model::request::{ReturnTo, VerifyLevel};
-    use berth_model::{ModelName, PlacementName, PlacementUid};
+    use berth_model::{ModelName, PlacementName};
 
     const ADDRESS: &str = "PCIROOT(20)#PCI(0300)#PCI(0000)";
 
@@ -254,6 +277,9 @@ pub(super) mod tests {
             verdict: Verdict::Assignable,
         };
         memory.known.insert(ADDRESS.parse().unwrap(), survey);
+        let forced = Forced { step: StepKind::Dismount, device: ADDRESS.parse().unwrap() };
+        let uid = PlacementUid::new("00000000-0000-0000-0000-000000000001").unwrap();
+        memory.forced.entry(uid).or_default().insert(forced);
         let state = State { ledger: Ledger { term: 9, desired: Some(desired(8, 3)) }, memory };
         assert_eq!(read(&write(&state)), Ok(state));
         assert_eq!(read(&write(&State::default())), Ok(State::default()));

@@ -73,6 +73,7 @@ impl FakeHost {
             },
             state: GpuState::Host { driver: Driver::Bound },
             health: GpuHealth::Ok,
+            problem: None,
         };
         let vm = |card| VmView {
             vm: ObservedVm {

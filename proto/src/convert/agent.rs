@@ -3,6 +3,7 @@
 use super::{At, FromWire, enumeration, readable, text};
 use crate::v1;
 use berth_model::desired::{DesiredGpu, DesiredNode, DesiredPlacement, Intent};
+use berth_model::history::MAX_NOTES;
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::node::BootId;
 use berth_model::placement::{Progress, StepReport};
@@ -126,7 +127,7 @@ impl FromWire<v1::InventoryReport> for InventoryReport {
 impl From<&Progress> for v1::Progress {
     fn from(model: &Progress) -> Self {
         use v1::progress::{Failed, Report, Satisfied, Working};
-        let Progress { generation, uid, report } = model;
+        let Progress { generation, uid, report, forced } = model;
         let report = match report {
             StepReport::Working { step, attempt, last_error } => Report::Working(Working {
                 step: v1::Step::from(*step).into(),
@@ -138,16 +139,22 @@ impl From<&Progress> for v1::Progress {
                 Report::Failed(Failed { step: v1::Step::from(*step).into(), error: Some(error.into()) })
             }
         };
-        Self { generation: *generation, placement_uid: uid.to_string(), report: Some(report) }
+        Self {
+            generation: *generation,
+            placement_uid: uid.to_string(),
+            report: Some(report),
+            forced: forced.iter().map(Into::into).collect(),
+        }
     }
 }
 
 impl FromWire<v1::Progress> for Progress {
     fn read(wire: v1::Progress, at: At<'_>) -> Option<Self> {
-        let v1::Progress { generation, placement_uid, report } = wire;
+        let v1::Progress { generation, placement_uid, report, forced } = wire;
         let uid = at.field("placement_uid").parse(&placement_uid);
         let report = at.field("report").required(report).and_then(|report| read_report(report, at));
-        Some(Self { generation, uid: uid?, report: report? })
+        let forced = at.field("forced").messages(forced, MAX_NOTES);
+        Some(Self { generation, uid: uid?, report: report?, forced: forced? })
     }
 }
 

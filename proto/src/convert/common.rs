@@ -223,6 +223,7 @@ impl From<&QuarantineReason> for v1::Quarantine {
                 }
                 QuarantineReason::NotCleanAfterRelease { seen } => Reason::NotCleanAfterRelease(text(seen)),
                 QuarantineReason::Operator { reason } => Reason::Operator(text(reason)),
+                QuarantineReason::NativePool { pool } => Reason::NativePool(text(pool)),
             }),
         }
     }
@@ -242,6 +243,7 @@ impl FromWire<v1::Quarantine> for QuarantineReason {
                 Some(Self::NotCleanAfterRelease { seen: at.field("not_clean_after_release").text(seen)? })
             }
             Reason::Operator(reason) => Some(Self::Operator { reason: at.field("operator").text(reason)? }),
+            Reason::NativePool(pool) => Some(Self::NativePool { pool: at.field("native_pool").text(pool)? }),
         }
     }
 }
@@ -261,7 +263,7 @@ impl From<&GpuState> for v1::GpuState {
 
 impl From<&ObservedGpu> for v1::ObservedGpu {
     fn from(model: &ObservedGpu) -> Self {
-        let ObservedGpu { address, survey, state, health } = model;
+        let ObservedGpu { address, survey, state, health, problem } = model;
         let driver = match state {
             GpuState::Host { driver } => v1::HostDriver::from(driver.clone()),
             GpuState::Pooled
@@ -283,18 +285,19 @@ impl From<&ObservedGpu> for v1::ObservedGpu {
             vm_id: state.vm().map(ToString::to_string).unwrap_or_default(),
             health: health.into(),
             quarantine,
+            problem: *problem,
         }
     }
 }
 
 impl FromWire<v1::ObservedGpu> for ObservedGpu {
     fn read(wire: v1::ObservedGpu, at: At<'_>) -> Option<Self> {
-        let v1::ObservedGpu { address, survey, state, driver, vm_id, health, quarantine } = wire;
+        let v1::ObservedGpu { address, survey, state, driver, vm_id, health, quarantine, problem } = wire;
         let address = at.field("address").parse(&address);
         let survey = at.field("survey").message(survey);
         let state = read_state(state, driver, &vm_id, at);
         let health = read_health(health, quarantine, at);
-        Some(Self { address: address?, survey: survey?, state: state?, health: health? })
+        Some(Self { address: address?, survey: survey?, state: state?, health: health?, problem })
     }
 }
 
@@ -343,9 +346,10 @@ impl From<&ObservedVm> for v1::ObservedVm {
     fn from(model: &ObservedVm) -> Self {
         let ObservedVm { id, name, state, clustered, devices } = model;
         let device = |device: &VmDevice| v1::VmDevice {
-            address: match device {
-                VmDevice::At(address) => address.to_string(),
-                VmDevice::Stale => String::new(),
+            address: device.address().map(ToString::to_string).unwrap_or_default(),
+            pool: match device {
+                VmDevice::Pool { pool, .. } => text(pool),
+                VmDevice::At(_) | VmDevice::Stale => String::new(),
             },
         };
         Self {
@@ -365,8 +369,13 @@ impl FromWire<v1::ObservedVm> for ObservedVm {
         let name = at.field("name").parse(&name);
         let state = at.field("state").value(state);
         let devices = at.field("devices").list(devices, MAX_VM_DEVICES, |device, at| {
-            let address = at.field("address").optional(&device.address)?;
-            Some(address.map_or(VmDevice::Stale, VmDevice::At))
+            let v1::VmDevice { address, pool } = device;
+            let address = at.field("address").optional(&address)?;
+            Some(match (address, at.field("pool").text(pool)?) {
+                (address, pool) if !pool.is_empty() => VmDevice::Pool { pool, address },
+                (Some(address), _) => VmDevice::At(address),
+                (None, _) => VmDevice::Stale,
+            })
         });
         Some(Self { id: id?, name: name?, state: state?, clustered, devices: devices? })
     }

@@ -2,6 +2,7 @@
 
 use super::{At, FromWire, readable, text, timestamp};
 use crate::{store, v1};
+use berth_model::drift::Difference;
 use berth_model::node::Cordon;
 use berth_model::reason::{Term, Unavailable};
 
@@ -46,5 +47,21 @@ fn term_name(term: Term) -> &'static str {
 impl From<&Unavailable> for v1::Unavailable {
     fn from(model: &Unavailable) -> Self {
         Self { reason: model.name().to_owned(), term: term_name(model.term()).to_owned(), text: model.to_string() }
+    }
+}
+
+impl From<&Difference> for v1::Difference {
+    fn from(model: &Difference) -> Self {
+        let Difference { node, kind, device, vm, placement, since, seen } = model;
+        Self {
+            node: node.to_string(),
+            kind: kind.name().to_owned(),
+            device: device.as_ref().map(ToString::to_string).unwrap_or_default(),
+            vm_id: vm.as_ref().map(ToString::to_string).unwrap_or_default(),
+            placement: placement.as_ref().map(ToString::to_string).unwrap_or_default(),
+            since: since.map(timestamp),
+            seen: text(seen),
+            remedy: text(&model.remedy()),
+        }
     }
 }

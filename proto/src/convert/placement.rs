@@ -2,13 +2,17 @@
 
 use super::{At, FromWire, MAX_PLANNED, enumeration, or_default, readable, text, timestamp};
 use crate::v1;
+use berth_model::history::{Adoption, Forced, MAX_NOTES, MAX_TAGS, Note, Noted};
 use berth_model::placement::{
     AssignedGpu, Assignment, Condition, CurrentStep, FailureReason, Phase, Pin, PinReason, Placement, ReleaseCause,
     StepError, StepErrorClass, StepKind,
 };
 use berth_model::reason::{Explanation, NearestMiss, Rejection};
-use berth_model::request::{Draft, Locality, MAX_GPUS_PER_REQUEST, PlacementRequest, Resources, ReturnTo, VerifyLevel};
-use berth_model::{NodeName, Timestamp};
+use berth_model::request::{
+    Draft, Locality, MAX_ALTERNATIVES, MAX_GPUS_PER_REQUEST, PlacementRequest, Resources, ReturnTo, VerifyLevel,
+};
+use berth_model::vm::VmSelector;
+use berth_model::{NodeName, PlacementName, Timestamp};
 use std::time::Duration;
 
 enumeration!(Locality, Locality, Preferred, Required);
@@ -40,6 +44,7 @@ readable!(
     v1::StepError => StepError,
     v1::FailureReason => FailureReason,
     v1::CurrentStep => CurrentStep,
+    v1::Forced => Forced,
     v1::Assignment => Assignment,
     v1::Placement => Placement,
 );
@@ -401,6 +406,7 @@ impl From<&Placement> for v1::Placement {
             assignment,
             vm_id,
             generation,
+            history,
         } = model;
         let (failure, undone) = match phase {
             Phase::Releasing { cause: ReleaseCause::Failure(reason), .. } => (Some(reason.into()), false),
@@ -433,6 +439,7 @@ impl From<&Placement> for v1::Placement {
             conditions: Vec::new(),
             current_step: None,
             generation: *generation,
+            history: history.iter().map(Into::into).collect(),
         }
     }
 }
@@ -457,6 +464,7 @@ impl FromWire<v1::Placement> for Placement {
             conditions: _,
             current_step: _,
             generation,
+            history,
         } = wire;
         let uid = at.field("uid").parse(&uid);
         let request = at.field("request").message(request);
@@ -467,6 +475,7 @@ impl FromWire<v1::Placement> for Placement {
         let phase_since = at.field("phase_since").message(phase_since);
         let assignment = at.field("assignment").maybe(assignment);
         let vm_id = at.field("vm_id").optional(&vm_id);
+        let history = at.field("history").messages(history, MAX_NOTES);
         Some(Self {
             uid: uid?,
             request: request?,
@@ -479,6 +488,114 @@ impl FromWire<v1::Placement> for Placement {
             assignment: assignment?,
             vm_id: vm_id?,
             generation,
+            history: history?,
+        })
+    }
+}
+
+impl From<&Adoption> for v1::Adoption {
+    fn from(model: &Adoption) -> Self {
+        let Adoption { owner, tags } = model;
+        Self {
+            owner: owner.as_ref().map(ToString::to_string).unwrap_or_default(),
+            tags: tags.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl FromWire<v1::Adoption> for Adoption {
+    fn read(wire: v1::Adoption, at: At<'_>) -> Option<Self> {
+        let v1::Adoption { owner, tags } = wire;
+        let owner = at.field("owner").optional(&owner);
+        let tags = at.field("tags").list(tags, MAX_TAGS, |tag, at| at.parse(&tag));
+        Some(Self { owner: owner?, tags: tags? })
+    }
+}
+
+impl From<&Forced> for v1::Forced {
+    fn from(model: &Forced) -> Self {
+        let Forced { step, device } = model;
+        Self { step: v1::Step::from(*step).into(), device: device.to_string() }
+    }
+}
+
+impl FromWire<v1::Forced> for Forced {
+    fn read(wire: v1::Forced, at: At<'_>) -> Option<Self> {
+        let v1::Forced { step, device } = wire;
+        let step = at.field("step").value(step);
+        let device = at.field("device").parse(&device);
+        Some(Self { step: step?, device: device? })
+    }
+}
+
+impl From<&Noted> for v1::Note {
+    fn from(model: &Noted) -> Self {
+        let Noted { at, what } = model;
+        let sentence = text(&what.to_string());
+        let what = match what {
+            Note::Adopted(adoption) => v1::note::What::Adopted(adoption.into()),
+            Note::Forced(forced) => v1::note::What::Forced(forced.into()),
+        };
+        Self { at: Some(timestamp(*at)), what: Some(what), text: sentence }
+    }
+}
+
+impl FromWire<v1::Note> for Noted {
+    fn read(wire: v1::Note, at: At<'_>) -> Option<Self> {
+        let v1::Note { at: when, what, text: _ } = wire;
+        let when = at.field("at").message(when);
+        let what = match at.field("what").required(what)? {
+            v1::note::What::Adopted(adoption) => Note::Adopted(FromWire::read(adoption, at.field("adopted"))?),
+            v1::note::What::Forced(forced) => Note::Forced(FromWire::read(forced, at.field("forced"))?),
+        };
+        Some(Self { at: when?, what })
+    }
+}
+
+/// What is to be adopted, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopt {
+    /// On which node.
+    pub node: NodeName,
+    /// Only these VMs; empty means all that have a device.
+    pub vms: Vec<VmSelector>,
+    /// Only tell.
+    pub dry_run: bool,
+    /// What to call the one placement.
+    pub name: Option<PlacementName>,
+    /// What to put before the names of VMs.
+    pub name_prefix: Option<PlacementName>,
+    /// Whose they are.
+    pub adoption: Adoption,
+    /// Where GPUs go when a placement ends.
+    pub return_to: ReturnTo,
+}
+
+readable!(v1::AdoptRequest => Adopt);
+
+impl FromWire<v1::AdoptRequest> for Adopt {
+    fn read(wire: v1::AdoptRequest, at: At<'_>) -> Option<Self> {
+        let v1::AdoptRequest { node, vms, dry_run, name, name_prefix, owner, tags, return_to } = wire;
+        let node = at.field("node").parse(&node);
+        let vms: Option<Vec<VmSelector>> = at.field("vms").list(vms, MAX_ALTERNATIVES, |vm, at| at.parse(&vm));
+        let at_name = at.field("name");
+        let name: Option<Option<PlacementName>> = at_name.optional(&name);
+        if let (Some(Some(_)), Some(vms)) = (&name, &vms)
+            && vms.len() != 1
+        {
+            at_name.refuse::<()>("goes only with one VM; use name_prefix for several");
+        }
+        let name_prefix = at.field("name_prefix").optional(&name_prefix);
+        let adoption = Adoption::read(v1::Adoption { owner, tags }, at);
+        let return_to = or_default(return_to, at.field("return_to"));
+        Some(Self {
+            node: node?,
+            vms: vms?,
+            dry_run,
+            name: name?,
+            name_prefix: name_prefix?,
+            adoption: adoption?,
+            return_to: return_to?,
         })
     }
 }

@@ -6,6 +6,7 @@ use berth_model::gpu::{
     Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, QuarantineReason, SerialNumber,
     Survey, Verdict,
 };
+use berth_model::history::{Adoption, Forced, Note, Noted};
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::node::{BootId, Cordon, HostFacts, Platform};
 use berth_model::placement::{
@@ -63,6 +64,7 @@ fn gpu() -> ObservedGpu {
         survey: survey(),
         state: GpuState::Host { driver: HostDriver::Bound },
         health: GpuHealth::Ok,
+        problem: Some(28),
     }
 }
 
@@ -72,7 +74,12 @@ fn vm() -> ObservedVm {
         name: "render 07".parse().unwrap(),
         state: VmState::Off,
         clustered: true,
-        devices: vec![VmDevice::At(PATH.parse().unwrap()), VmDevice::Stale],
+        devices: vec![
+            VmDevice::At(PATH.parse().unwrap()),
+            VmDevice::Stale,
+            VmDevice::Pool { pool: "GPUs".to_owned(), address: None },
+            VmDevice::Pool { pool: "GPUs".to_owned(), address: Some(PATH.parse().unwrap()) },
+        ],
     }
 }
 
@@ -133,7 +140,22 @@ fn placement(phase: Phase) -> Placement {
         }),
         vm_id: Some(UID.parse().unwrap()),
         generation: 12,
+        history: vec![
+            Noted {
+                at: Timestamp::from_millis(6),
+                what: Note::Adopted(Adoption {
+                    owner: Some("team render".parse().unwrap()),
+                    tags: vec!["env=prod".parse().unwrap()],
+                }),
+            },
+            Noted { at: Timestamp::from_millis(7), what: Note::Adopted(Adoption::default()) },
+            Noted { at: Timestamp::from_millis(8), what: Note::Forced(forced()) },
+        ],
     }
+}
+
+fn forced() -> Forced {
+    Forced { step: StepKind::Dismount, device: PATH.parse().unwrap() }
 }
 
 fn step_error(class: StepErrorClass) -> StepError {
@@ -218,6 +240,7 @@ fn gpus_round_trip_in_every_state() {
         }),
         GpuHealth::Quarantined(QuarantineReason::NotCleanAfterRelease { seen: String::new() }),
         GpuHealth::Quarantined(QuarantineReason::Operator { reason: "fan noise".to_owned() }),
+        GpuHealth::Quarantined(QuarantineReason::NativePool { pool: "GPUs".to_owned() }),
     ];
     for state in states {
         for health in &health {
@@ -282,7 +305,12 @@ fn what_agents_and_store_exchange_round_trips() {
         },
         StepReport::Failed { step: StepKind::Attach, error: step_error(StepErrorClass::Forbidden) },
     ] {
-        round_trip::<Progress, v1::Progress>(&Progress { generation: 9, uid: UID.parse().unwrap(), report });
+        round_trip::<Progress, v1::Progress>(&Progress {
+            generation: 9,
+            uid: UID.parse().unwrap(),
+            report,
+            forced: vec![forced()],
+        });
     }
 }
 
@@ -444,7 +472,7 @@ fn a_report_names_what_is_wrong_deep_inside() {
     wire.gpus[1].survey.as_mut().unwrap().fingerprint = None;
     wire.gpus[1].survey.as_mut().unwrap().mmio = None;
     wire.gpus[1].survey.as_mut().unwrap().companions = vec!["PCI(0)".into()];
-    wire.vms[1].devices = vec![v1::VmDevice { address: "0000:41:20.0".into() }];
+    wire.vms[1].devices = vec![v1::VmDevice { address: "0000:41:20.0".into(), pool: String::new() }];
     refuse::<InventoryReport, _>(
         wire,
         expect![[r#"

@@ -37,7 +37,13 @@ pub(super) fn gpus(number: usize) -> Vec<ObservedGpu> {
         let serial = legal(SerialNumber::new(format!("13{:010}", number * GPUS + slot)));
         let GpuSpec { address, mut survey, .. } = GpuSpec::of(&model, address).with_serial(serial);
         survey.numa_node = Some(u16::from(slot >= GPUS / 2));
-        ObservedGpu { address, survey, state: GpuState::Host { driver: HostDriver::None }, health: GpuHealth::Ok }
+        ObservedGpu {
+            address,
+            survey,
+            state: GpuState::Host { driver: HostDriver::None },
+            health: GpuHealth::Ok,
+            problem: None,
+        }
     };
     (0..GPUS).map(gpu).collect()
 }

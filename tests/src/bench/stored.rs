@@ -89,6 +89,7 @@ fn placement(number: usize, node: usize, slot: usize, now: Timestamp) -> Placeme
         }),
         vm_id: Some(legal(VmId::new(id(2)))),
         generation: 1,
+        history: Vec::new(),
     }
 }
 

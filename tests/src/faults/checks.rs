@@ -123,6 +123,9 @@ impl Run {
                 Some(VmDevice::At(address)) => {
                     return Err(Broken(format!("device {address} was left in VM {}", vm.vm.id)));
                 }
+                Some(device @ VmDevice::Pool { .. }) => {
+                    return Err(Broken(format!("{device:?} was left in VM {}", vm.vm.id)));
+                }
                 Some(VmDevice::Stale) => {
                     return Err(Broken(format!("VM {} was left with a record of a device that is gone", vm.vm.id)));
                 }

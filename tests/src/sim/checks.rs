@@ -174,6 +174,7 @@ impl Sim {
                 if let Some(device) = vm.vm.devices.first() {
                     let what = match device {
                         VmDevice::At(address) => address.to_string(),
+                        VmDevice::Pool { pool, .. } => format!("a device of pool {pool}"),
                         VmDevice::Stale => "a record of a device that is gone".to_owned(),
                     };
                     return Err(Broken(format!("{what} was left in VM {} on {name}", vm.vm.id)));

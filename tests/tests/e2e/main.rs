@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod adopt;
 mod bad_input;
 mod cli;
 mod crash;

@@ -12,17 +12,17 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Bound on everything that is waited for: starts of PowerShell on a machine that does other work, too.
-const PATIENCE: Duration = Duration::from_secs(180);
-const NODE: &str = "hv-01";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+pub(crate) const NODE: &str = "hv-01";
 
 /// A controller, a fake host, and the agent on it.
-struct Site {
-    host: Host,
+pub(crate) struct Site {
+    pub(crate) host: Host,
     pwsh: PathBuf,
     controller: Process,
     endpoint: String,
     agent: Option<Process>,
-    settings: Vec<String>,
+    pub(crate) settings: Vec<String>,
     /// What agents said that were ended.
     said: String,
 }
@@ -36,7 +36,7 @@ impl Drop for Site {
 
 impl Site {
     /// A host in this state, its agent not started yet. `None` where there is no PowerShell.
-    fn new(test: &str, state: &Value) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn new(test: &str, state: &Value) -> anyhow::Result<Option<Self>> {
         let Some(pwsh) = pwsh::program(test) else { return Ok(None) };
         let host = Host::new(pwsh.clone(), state)?;
         let mut controller = other(binary("berth-controller")?);
@@ -65,12 +65,12 @@ impl Site {
         Ok(agent)
     }
 
-    fn start_agent(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn start_agent(&mut self) -> anyhow::Result<()> {
         self.agent = Some(Process::start(self.agent_command()?)?);
         Ok(())
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let agent = self.agent.as_ref().map(Process::log).unwrap_or_default();
         format!("{}{agent}\n---- controller\n{}", self.said, self.controller.log())
     }
@@ -104,7 +104,7 @@ impl Site {
 
     /// Kills the agent, and then its PowerShell: that one is in the middle of a cmdlet which never returns here, and a
     /// real one would return and end with its input.
-    fn kill_agent(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn kill_agent(&mut self) -> anyhow::Result<()> {
         let last = self.powershells().pop().context("no PowerShell was started")?;
         let agent = self.agent.take().context("there is no agent")?;
         self.said.push_str(&agent.log());
@@ -126,18 +126,18 @@ impl Site {
         format!("{memory}, ticks {}", ticks.join(" + "))
     }
 
-    fn berth(&self, args: &[&str]) -> anyhow::Result<Ran> {
+    pub(crate) fn berth(&self, args: &[&str]) -> anyhow::Result<Ran> {
         let mut berth = other(binary("berth")?);
         berth.args(args).env("BERTH_ENDPOINT", &self.endpoint);
         run(berth)
     }
 
     /// A command that must succeed.
-    fn ok(&self, args: &[&str]) -> anyhow::Result<Ran> {
+    pub(crate) fn ok(&self, args: &[&str]) -> anyhow::Result<Ran> {
         self.berth(args)?.expect(0).with_context(|| self.log())
     }
 
-    fn place(&self, name: &str, vm: &str, gpus: &str, more: &[&str]) -> anyhow::Result<()> {
+    pub(crate) fn place(&self, name: &str, vm: &str, gpus: &str, more: &[&str]) -> anyhow::Result<()> {
         // It is known once its agent has reported.
         let mut last = None;
         let placed = wait_until(PATIENCE, || {
@@ -150,7 +150,7 @@ impl Site {
         Ok(())
     }
 
-    fn wait_phase(&self, name: &str, phase: &str) -> anyhow::Result<()> {
+    pub(crate) fn wait_phase(&self, name: &str, phase: &str) -> anyhow::Result<()> {
         let mut last = Value::Null;
         let there = wait_until(PATIENCE, || {
             last = self.berth(&["get", "placements", name, "-o", "json"])?.json().unwrap_or_default();
@@ -161,11 +161,11 @@ impl Site {
         Ok(())
     }
 
-    fn wait_active(&self, name: &str) -> anyhow::Result<()> {
+    pub(crate) fn wait_active(&self, name: &str) -> anyhow::Result<()> {
         self.wait_phase(name, "PHASE_ACTIVE")
     }
 
-    fn release(&self, name: &str) -> anyhow::Result<()> {
+    pub(crate) fn release(&self, name: &str) -> anyhow::Result<()> {
         self.ok(&["release", name, "--wait", "--timeout", "170s"]).map(|_| ())
     }
 
@@ -197,7 +197,7 @@ fn kill(id: u32) -> Command {
 }
 
 /// Devices that a VM lists.
-fn listed(state: &mut Value, vm: &str) -> Vec<String> {
+pub(crate) fn listed(state: &mut Value, vm: &str) -> Vec<String> {
     let devices = vm_in(state, vm)["devices"].as_array().cloned().unwrap_or_default();
     let mut paths: Vec<_> = devices.iter().filter_map(|d| d["path"].as_str().map(str::to_owned)).collect();
     paths.sort_unstable();

@@ -1,6 +1,8 @@
 //! One GPU: what it is, and each of the six terms that make it available.
 
+use super::meaning;
 use crate::client::Client;
+use crate::command::list;
 use crate::error::Error;
 use crate::output::{Good, Out, Style, ago, judged, short, size, table};
 use berth_model::gpu::MmioSize;
@@ -34,7 +36,28 @@ pub(super) async fn run(client: &Client, id: String, out: &mut Out<'_>) -> Resul
         .await?;
     out.table(facts(&gpu, &node, out.style), "")?;
     out.line(if gpu.available { "\nAvailable: yes" } else { "\nAvailable: no" })?;
-    out.table(terms(&gpu), "")
+    out.table(terms(&gpu), "")?;
+    let mut drift =
+        list::drift(client, v1::ListDriftRequest { node: gpu.node.clone(), ..Default::default() }).await?.items;
+    let address = gpu.observed.as_ref().map(|observed| observed.address.clone()).unwrap_or_default();
+    drift.retain(|difference| difference.device == address);
+    out.line("\nDrift")?;
+    out.table(
+        table::drift(&drift, out.style),
+        if node.ready { "none" } else { "not known while the node is not ready" },
+    )?;
+    if gpu.placement.is_empty() {
+        return Ok(());
+    }
+    let placement = crate::command::wait::get(client, &gpu.placement).await?;
+    let meant: Vec<_> = meaning::of_placement(&placement).collect();
+    if !meant.is_empty() {
+        out.line(format_args!("\nErrors of placement {}", gpu.placement))?;
+    }
+    for line in meant {
+        out.line(line)?;
+    }
+    Ok(())
 }
 
 fn facts(gpu: &v1::Gpu, node: &v1::Node, style: Style) -> Table {
@@ -65,6 +88,7 @@ fn facts(gpu: &v1::Gpu, node: &v1::Node, style: Style) -> Table {
         ("Companions", or(survey.companions.join(", "), "none")),
         ("Survey", if findings.is_empty() { verdict } else { format!("{verdict}: {}", findings.join(", ")) }),
         ("Seen", seen),
+        ("Windows problem", meaning::problem(observed.problem)),
         ("In VM", vm),
         ("Placement", or(gpu.placement.clone(), "none")),
     ];

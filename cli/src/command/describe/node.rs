@@ -20,6 +20,7 @@ pub(super) async fn run(client: &Client, name: String, out: &mut Out<'_>) -> Res
         .await?;
     let gpus = list::gpus(client, v1::ListGpusRequest { node: name.clone(), ..Default::default() }).await?.items;
     let vms = list::vms(client, v1::ListVmsRequest { node: name.clone(), ..Default::default() }).await?.items;
+    let drift = list::drift(client, v1::ListDriftRequest { node: name.clone(), ..Default::default() }).await?.items;
     let filter = v1::ListPlacementsRequest { node: name, live_only: true, ..Default::default() };
     let placements = list::placements(client, filter).await?.items;
     out.table(facts(&node, out.style), "")?;
@@ -31,6 +32,11 @@ pub(super) async fn run(client: &Client, name: String, out: &mut Out<'_>) -> Res
         ("GPUs", table::gpus(&gpus, false, out.style), "none"),
         ("VMs", table::vms(&vms, false), "none"),
         ("Placements", table::placements(&placements, false, out.style), "none"),
+        (
+            "Drift",
+            table::drift(&drift, out.style),
+            if node.ready { "none" } else { "not known while the node is not ready" },
+        ),
     ] {
         out.line(format_args!("\n{title}"))?;
         out.table(table, empty)?;

@@ -1,5 +1,6 @@
 //! One placement: what was asked, where it is in its life, what it holds, and what happens next.
 
+use super::meaning;
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Good, Out, Style, age, ago, cores, judged, moment, short, size, table};
@@ -11,6 +12,13 @@ use comfy_table::{Cell, Table};
 pub(super) async fn run(client: &Client, name: &str, out: &mut Out<'_>) -> Result<(), Error> {
     let placement = crate::command::wait::get(client, name).await?;
     out.table(life(&placement, out.style), "")?;
+    let meant: Vec<_> = meaning::of_placement(&placement).collect();
+    if !meant.is_empty() {
+        out.line("\nWhat the errors mean")?;
+    }
+    for line in meant {
+        out.line(line)?;
+    }
     out.line("\nRequest")?;
     out.table(request(&placement), "")?;
     out.line("\nGPUs")?;
@@ -20,6 +28,10 @@ pub(super) async fn run(client: &Client, name: &str, out: &mut Out<'_>) -> Resul
     }
     out.line("\nConditions")?;
     out.table(conditions(&placement, out.style), "none")?;
+    if !placement.history.is_empty() {
+        out.line("\nHistory")?;
+        out.table(history(&placement, out.style), "")?;
+    }
     out.line(format_args!("\nNext\n{}", next(&placement, out.style)))
 }
 
@@ -75,6 +87,15 @@ fn life(placement: &v1::Placement, style: Style) -> Table {
             or(&placement.caller, "nobody known")
         )),
     ));
+    if let Some(v1::Adoption { owner, tags }) = adoption(placement) {
+        rows.push(("Adopted", Cell::new("yes: its GPUs were in the VM already")));
+        if !owner.is_empty() {
+            rows.push(("Owner", Cell::new(owner)));
+        }
+        if !tags.is_empty() {
+            rows.push(("Tags", Cell::new(tags.join(", "))));
+        }
+    }
     rows.push(("Version", Cell::new(placement.version)));
     rows.push(("Uid", Cell::new(&placement.uid)));
     if !placement.traceparent.is_empty() {
@@ -197,6 +218,23 @@ fn conditions(placement: &v1::Placement, style: Style) -> Table {
     grid
 }
 
+/// What is to be known later: how it was adopted, what was done by force.
+fn history(placement: &v1::Placement, style: Style) -> Table {
+    let mut grid = table::with(&["AGE", "WHAT"]);
+    for note in &placement.history {
+        grid.add_row([Cell::new(ago(note.at.as_ref(), style)), Cell::new(&note.text)]);
+    }
+    grid
+}
+
+/// How it was adopted, if it was.
+fn adoption(placement: &v1::Placement) -> Option<&v1::Adoption> {
+    placement.history.iter().find_map(|note| match &note.what {
+        Some(v1::note::What::Adopted(adoption)) => Some(adoption),
+        Some(v1::note::What::Forced(_)) | None => None,
+    })
+}
+
 /// What happens next, or what somebody must do.
 pub(in crate::command) fn next(placement: &v1::Placement, style: Style) -> String {
     let request = placement.request.clone().unwrap_or_default();
@@ -217,6 +255,9 @@ pub(in crate::command) fn next(placement: &v1::Placement, style: Style) -> Strin
         ),
         v1::Phase::Preparing | v1::Phase::Attaching | v1::Phase::Starting | v1::Phase::Verifying => format!(
             "The agent on {node} goes on by itself; if this phase is not over within {left}, everything is undone. `berth place … --wait` or `berth watch` shows the steps."
+        ),
+        v1::Phase::Active if placement.conditions.is_empty() && adoption(placement).is_some() => format!(
+            "Nothing: the VM has its GPUs and stays on {node}. `berth release {name}` takes them back and leaves the VM's settings as they are: what they were before is not known."
         ),
         v1::Phase::Active if placement.conditions.is_empty() => {
             format!("Nothing: the VM has its GPUs and stays on {node}. `berth release {name}` takes them back.")

@@ -1,18 +1,20 @@
 //! What agents say: that they are there, what they see, how work goes.
 
-use super::Brain;
 use super::draft::Draft;
+use super::{Brain, ForcedFor};
 use crate::condition;
 use crate::desired;
 use crate::lifecycle::Event;
 use crate::world::{Gpu, Link, Node, View};
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
+use berth_model::history::{Forced, MAX_NOTES, Note, Noted};
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE};
 use berth_model::node::HostFacts;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{CurrentStep, Phase, Placement, Progress, StepReport};
 use berth_model::request::Resources;
-use berth_model::{NodeName, PlacementName, Timestamp};
+use berth_model::vm::{ObservedVm, VmDevice, VmState};
+use berth_model::{NodeName, PlacementName, Timestamp, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far above the stored one an agent's generation is believed. A wish makes at most a few generations, so that a million
@@ -48,6 +50,11 @@ impl Brain {
         });
         self.make_known(&name, &facts, &agent_version, now);
         self.world.update_node(&name, |node| {
+            if node.boot.as_ref().is_some_and(|before| *before != boot) {
+                // Nothing of what was seen before the restart counts as known: cards may have been moved, devices be
+                // back in the host. The next whole look tells.
+                forget_sights(node);
+            }
             node.facts = facts;
             node.agent_version = agent_version;
             node.boot = Some(boot);
@@ -109,6 +116,7 @@ impl Brain {
             boot: None,
             gpus: BTreeMap::new(),
             vms: BTreeMap::new(),
+            stale_since: BTreeMap::new(),
             reserved: Resources::default(),
         });
     }
@@ -197,12 +205,18 @@ impl Brain {
     }
 
     pub(super) fn progress(&mut self, draft: &mut Draft, node: &NodeName, progress: Progress) {
-        let Progress { generation, uid, report } = progress;
+        let Progress { generation, uid, report, forced } = progress;
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
         if self.world.node(node).is_some_and(|node| node.is_stranger()) {
             return;
         }
+        if its_node {
+            // What was done was done, whichever wish it was for.
+            let name = placement.name().clone();
+            self.note_forced(draft, node, &name, forced);
+        }
+        let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
         let made = self.world.node(node).map_or(0, |node| node.generation);
         // And one about a wish that is not made yet, or that a lost store knew, answers nothing.
@@ -226,6 +240,43 @@ impl Brain {
     }
 }
 
+impl Brain {
+    /// Keeps what is new of what was done by force. An agent tells all of it again and again.
+    fn note_forced(&mut self, draft: &mut Draft, node: &NodeName, name: &PlacementName, forced: Vec<Forced>) {
+        let Some(placement) = self.world.placement(name).cloned() else { return };
+        let mut noted: BTreeSet<Forced> = placement.forced().cloned().collect();
+        let new: Vec<Forced> = forced.into_iter().filter(|forced| noted.insert(forced.clone())).collect();
+        let room = MAX_NOTES.saturating_sub(placement.history.len());
+        if new.is_empty() || room == 0 {
+            return;
+        }
+        let mut placement = Placement::clone(&placement);
+        for forced in new.into_iter().take(room) {
+            placement.history.push(Noted { at: draft.now, what: Note::Forced(forced.clone()) });
+            draft.forced.push(ForcedFor {
+                node: node.clone(),
+                placement: name.clone(),
+                uid: placement.uid.clone(),
+                caller: placement.caller.clone(),
+                forced,
+            });
+        }
+        self.put(draft, placement);
+    }
+}
+
+/// The node's host was restarted: where things are is not known until it was looked at as a whole.
+fn forget_sights(node: &mut Node) {
+    for gpu in node.gpus.values_mut() {
+        gpu.observed.state = GpuState::Unknown;
+        gpu.since = None;
+    }
+    for vm in node.vms.values_mut() {
+        vm.state = VmState::Unknown;
+    }
+    node.stale_since.clear();
+}
+
 /// Whether an agent has accepted a later generation than the store knows, and one that can be.
 fn is_behind(generation: u64, ledger_generation: u64) -> bool {
     generation < ledger_generation && ledger_generation - generation <= MAX_GENERATION_LEAP
@@ -242,6 +293,7 @@ fn take_in(node: &mut Node, report: InventoryReport, now: Timestamp) -> bool {
             // Once known and not spoken of: nobody can say where it is.
             if !listed.contains(address) {
                 gpu.observed.state = GpuState::Unknown;
+                gpu.since = None;
             }
         }
     }
@@ -255,7 +307,18 @@ fn take_in(node: &mut Node, report: InventoryReport, now: Timestamp) -> bool {
     for id in vms_gone {
         node.vms.remove(&id);
     }
+    note_stale(node, now);
     hardware | forget_addresses(node, &listed)
+}
+
+/// Since when VMs have records of devices that are gone.
+fn note_stale(node: &mut Node, now: Timestamp) {
+    let stale = |vm: &&ObservedVm| vm.devices.contains(&VmDevice::Stale);
+    let with: BTreeSet<VmId> = node.vms.values().filter(stale).map(|vm| vm.id.clone()).collect();
+    node.stale_since.retain(|vm, _| with.contains(vm));
+    for vm in with {
+        node.stale_since.entry(vm).or_insert(now);
+    }
 }
 
 /// Addresses kept of one node, those where nothing is any more included: four moves of everything a node may hold. A
@@ -284,7 +347,10 @@ fn forget_addresses(node: &mut Node, listed: &BTreeSet<DeviceAddress>) -> bool {
 
 fn take_in_gpu(node: &mut Node, mut seen: ObservedGpu, now: Timestamp) -> bool {
     let Some(known) = node.gpus.get_mut(&seen.address) else {
-        node.gpus.insert(seen.address.clone(), Gpu { observed: seen, observed_at: Some(now), claim: None });
+        node.gpus.insert(
+            seen.address.clone(),
+            Gpu { observed: seen, observed_at: Some(now), since: Some(now), claim: None },
+        );
         return true;
     };
     let stored = &known.observed.survey;
@@ -303,6 +369,10 @@ fn take_in_gpu(node: &mut Node, mut seen: ObservedGpu, now: Timestamp) -> bool {
         seen.survey.fingerprint = stored.fingerprint.clone();
     }
     let changed = *stored != seen.survey;
+    let same = known.observed.state == seen.state && known.observed.health == seen.health;
+    if !same || known.since.is_none() {
+        known.since = Some(now);
+    }
     known.observed = seen;
     known.observed_at = Some(now);
     changed

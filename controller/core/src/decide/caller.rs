@@ -74,6 +74,7 @@ impl Brain {
                 assignment,
                 vm_id: None,
                 generation: 0,
+                history: Vec::new(),
             },
         );
         if placed {

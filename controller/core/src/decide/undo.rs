@@ -50,6 +50,7 @@ impl Brain {
             node.view = shown.view.clone();
             node.boot = shown.boot.clone();
             node.vms = shown.vms.clone();
+            node.stale_since = shown.stale_since.clone();
             for (address, gpu) in &mut node.gpus {
                 if let Some(seen) = shown.gpus.get(address) {
                     gpu.observed.health = seen.observed.health.clone();
@@ -57,6 +58,8 @@ impl Brain {
                     // A survey that is taken back may be the one that forbids what the older one allows.
                     if gpu.observed.survey == seen.observed.survey {
                         gpu.observed.state = seen.observed.state.clone();
+                        gpu.observed.problem = seen.observed.problem;
+                        gpu.since = seen.since;
                     }
                 }
             }

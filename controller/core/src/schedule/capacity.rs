@@ -134,6 +134,7 @@ pub fn plan(world: &World, requests: &[PlacementRequest], now: Timestamp) -> Vec
                 assignment: Some(assignment.clone()),
                 vm_id: None,
                 generation: 0,
+                history: Vec::new(),
             });
         }
         Planned { name: request.name.clone(), outcome }

@@ -41,6 +41,7 @@ pub fn node(name: &str) -> Node {
         boot: None,
         gpus: BTreeMap::new(),
         vms: BTreeMap::new(),
+        stale_since: BTreeMap::new(),
         reserved: Resources::default(),
     }
 }
@@ -61,8 +62,10 @@ pub fn gpu(slot: u32, model: &str) -> Gpu {
             },
             state: GpuState::Host { driver: HostDriver::None },
             health: GpuHealth::Ok,
+            problem: None,
         },
         observed_at: Some(NOW),
+        since: Some(NOW),
         claim: None,
     }
 }
@@ -120,5 +123,6 @@ pub fn held(uid: usize, request: PlacementRequest, assignment: Assignment) -> Pl
         assignment: Some(assignment),
         vm_id: None,
         generation: 0,
+        history: Vec::new(),
     }
 }

@@ -104,6 +104,7 @@ impl Node {
                             generation: desired.generation,
                             placement_uid: placement.uid.to_string(),
                             report: Some(v1::progress::Report::Satisfied(v1::progress::Satisfied {})),
+                            forced: Vec::new(),
                         }))?;
                     }
                     wish = Some(desired);

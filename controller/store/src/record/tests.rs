@@ -82,6 +82,7 @@ fn a_placement(phase: Phase) -> Placement {
         }),
         vm_id: Some(UID.parse().unwrap()),
         generation: 12,
+        history: Vec::new(),
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn view() -> HostView {
         verdict: Verdict::Assignable,
     };
     let state = GpuState::Host { driver: HostDriver::Bound };
-    let gpu = ObservedGpu { address: at(GPU), survey, state: state.clone(), health: GpuHealth::Ok };
+    let gpu = ObservedGpu { address: at(GPU), survey, state: state.clone(), health: GpuHealth::Ok, problem: None };
     HostView {
         boot: BootId::new("boot-1").unwrap(),
         gpus: BTreeMap::from([(at(GPU), gpu)]),

@@ -143,7 +143,7 @@ impl Job {
     /// How it stands, as a report; none for what is only watched.
     pub(super) fn standing(&self, uid: &PlacementUid, generation: u64) -> Option<Progress> {
         let report = self.report.clone().filter(|_| self.desired.intent != Intent::Kept)?;
-        Some(Progress { generation, uid: uid.clone(), report })
+        Some(Progress { generation, uid: uid.clone(), report, forced: Vec::new() })
     }
 
     /// The report of one that has come to an end.

@@ -6,9 +6,11 @@
 mod look;
 mod survey;
 
-pub(super) use look::{Function, InstanceId, Look, Pooled, Vm};
+pub(super) use look::{Function, InstanceId, Listed, Look, Pooled, Vm};
 pub(super) use survey::{Device, GuestLook, HostWords, Survey};
 
+use berth_model::errors;
+use berth_model::placement::StepErrorClass;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -67,6 +69,14 @@ impl Failure {
     /// The state of the VM that the step was about, as it was seen afterwards.
     pub(super) fn vm_state(&self) -> Option<&str> {
         self.seen.as_ref().and_then(|seen| seen.vm_state.as_deref())
+    }
+}
+
+impl Failure {
+    /// How the catalogue of errors classes it. Only numbers and ids count: texts are in the host's language.
+    pub(super) fn class(&self) -> Option<StepErrorClass> {
+        let codes = self.codes.iter().flat_map(|code| errors::numbers(code));
+        errors::class(&self.fqid, codes.chain(self.hresult.map(i32::cast_unsigned)))
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Pure. Must never take for a GPU what is nobody's to give away, and never call free or gone what only does not show.
 
-use super::answer::{Device, Function, InstanceId, Look, Pooled, Vm};
+use super::answer::{Device, Function, InstanceId, Listed, Look, Pooled, Vm};
 use berth_agent_core::cards;
 use berth_agent_core::observed::{GuestDevices, HostView, VmView};
 use berth_model::ModelName;
 use berth_model::VmId;
-use berth_model::gpu::{Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, Survey, Verdict};
+use berth_model::gpu::{
+    Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, QuarantineReason, Survey, Verdict,
+};
 use berth_model::pci::{CardKey, DeviceAddress, LocationPath, PciId};
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -178,7 +180,13 @@ pub(super) fn view(look: &Look, host: &[Finding], measured: &Measured, guests: &
             address: address.clone(),
             survey,
             state: state(path, part, &look.vms),
-            health: if reboot { GpuHealth::NeedsHostReboot } else { GpuHealth::Ok },
+            // What a cluster hands out is not Berth's, whatever else holds.
+            health: match (pool_of(functions, &look.vms), reboot) {
+                (Some(pool), _) => GpuHealth::Quarantined(QuarantineReason::NativePool { pool }),
+                (None, true) => GpuHealth::NeedsHostReboot,
+                (None, false) => GpuHealth::Ok,
+            },
+            problem: part.host.and_then(|function| function.problem),
         };
         seen.gpus.insert(address, gpu);
     }
@@ -228,7 +236,7 @@ fn verdict(host: &[Finding], own: &Device, beside: &[&Device], odd: bool) -> Ver
 }
 
 fn state(path: &LocationPath, part: &Part<'_>, vms: &[Vm]) -> GpuState {
-    let lists = |vm: &&Vm| vm.devices.iter().flatten().any(|listed| listed == path);
+    let lists = |vm: &&Vm| vm.devices.iter().any(|listed| listed.path.as_ref() == Some(path));
     if let Some(vm) = vms.iter().find(lists) {
         return GpuState::Attached { vm: vm.id.clone() };
     }
@@ -245,10 +253,24 @@ fn state(path: &LocationPath, part: &Part<'_>, vms: &[Vm]) -> GpuState {
     }
 }
 
+/// The cluster's own pool that has a card: any function of it in such a pool, or in a VM that has it from one.
+fn pool_of(functions: &[(&LocationPath, &Part<'_>)], vms: &[Vm]) -> Option<String> {
+    let listed = |path: &LocationPath| {
+        let devices = vms.iter().flat_map(|vm| &vm.devices);
+        devices.filter(|listed| listed.path.as_ref() == Some(path)).find_map(|listed| listed.pool.clone())
+    };
+    let pooled = |part: &Part<'_>| part.pool.and_then(|pooled| pooled.native_pool.clone());
+    functions.iter().find_map(|(path, part)| pooled(part).or_else(|| listed(path)))
+}
+
 fn vm_view(vm: &Vm, guests: &Guests) -> VmView {
-    let device = |path: &Option<LocationPath>| match path {
-        Some(path) => VmDevice::At(DeviceAddress::Location(path.clone())),
-        None => VmDevice::Stale,
+    let device = |listed: &Listed| {
+        let address = listed.path.clone().map(DeviceAddress::Location);
+        match (&listed.pool, address) {
+            (Some(pool), address) => VmDevice::Pool { pool: pool.clone(), address },
+            (None, Some(address)) => VmDevice::At(address),
+            (None, None) => VmDevice::Stale,
+        }
     };
     // What it showed before it was last started is not what it shows now.
     let since = |asked: &Option<u64>| asked.zip(vm.uptime_seconds).is_some_and(|(asked, now)| now >= asked);

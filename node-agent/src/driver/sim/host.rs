@@ -273,7 +273,7 @@ impl Host {
         if !matches!(state, GpuState::Host { driver: HostDriver::Bound | HostDriver::None }) {
             survey.verdict = Verdict::NotMeasured;
         }
-        ObservedGpu { address: card.spec.address.clone(), survey, state, health: GpuHealth::Ok }
+        ObservedGpu { address: card.spec.address.clone(), survey, state, health: GpuHealth::Ok, problem: None }
     }
 
     fn vm_view(&self, id: &VmId, vm: &Vm) -> VmView {

@@ -63,7 +63,7 @@ function New-AssignedObject($State, $Vm, $Record) {
         # A record whose device is gone keeps neither path nor id.
         InstanceID = if ($live) { 'PCIP\' + $Record.tail } else { '' }
         LocationPath = if ($live) { $Record.path } else { '' }
-        ResourcePoolName = 'Primordial'
+        ResourcePoolName = if ($Record['pool']) { $Record['pool'] } else { 'Primordial' }
         VirtualFunction = [uint16]0
         Name = 'PCI Express Port'
         Id = 'Microsoft:' + $Vm.id + '\' + $Record.key
@@ -222,6 +222,8 @@ function Get-VMHostAssignableDevice {
     if (Test-FakeEnd $call) { return }
     foreach ($function in @(Get-Pool $call)) {
         if ($LocationPath -and -not (Test-Path-Equal $call.State $function.path $LocationPath)) { continue }
+        if ($ResourcePoolName -and $ResourcePoolName -notcontains 'Primordial' -and
+            $ResourcePoolName -notcontains $function['pool']) { continue }
         [pscustomobject]@{
             PSTypeName = $script:HostDeviceType
             InstanceID = 'PCIP\' + $function.tail
@@ -229,6 +231,22 @@ function Get-VMHostAssignableDevice {
             ComputerName = $call.State.host.computer
             IsDeleted = $false
         }
+    }
+}
+
+# The root pool, and those that somebody made: the names that functions and records say.
+function Get-VMResourcePool {
+    [CmdletBinding()]
+    param(
+        [string[]] $Name, [string[]] $ResourcePoolType,
+        [object[]] $CimSession, [string[]] $ComputerName, [pscredential[]] $Credential
+    )
+    $call = Start-FakeCall 'Get-VMResourcePool' $PSBoundParameters
+    if (Test-FakeEnd $call) { return }
+    $made = @(Get-FakeFunction $call.State | ForEach-Object { $_['pool'] } | Where-Object { $_ })
+    $made += @($call.State.vms | ForEach-Object { $_.devices } | ForEach-Object { $_['pool'] } | Where-Object { $_ })
+    foreach ($pool in @('Primordial') + @($made | Sort-Object -Unique)) {
+        [pscustomobject]@{ Name = $pool; ResourcePoolType = 'PciExpress'; ComputerName = $call.State.host.computer }
     }
 }
 

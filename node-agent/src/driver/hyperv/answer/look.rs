@@ -52,6 +52,13 @@ pub(in crate::driver::hyperv) struct Pooled {
     pub(in crate::driver::hyperv) instance_id: InstanceId,
     /// Not known on every build.
     pub(in crate::driver::hyperv) base_class: Option<u8>,
+    /// A pool below the host's root pool that has it, which a cluster hands out by itself. Not told on every build.
+    #[serde(deserialize_with = "made")]
+    pub(in crate::driver::hyperv) native_pool: Option<String>,
+}
+
+fn made<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(from).map(made_pool)
 }
 
 /// A device's identity in Windows, without its enumerator, which changes from `PCI` to `PCIP` when it is dismounted.
@@ -96,11 +103,33 @@ pub(in crate::driver::hyperv) struct Vm {
     pub(in crate::driver::hyperv) state: VmState,
     pub(in crate::driver::hyperv) clustered: bool,
     pub(in crate::driver::hyperv) settings: VmSettings,
-    /// Places of the devices it lists; `None` for a record whose device is gone.
-    pub(in crate::driver::hyperv) devices: Vec<Option<LocationPath>>,
+    /// Records of the devices it lists.
+    pub(in crate::driver::hyperv) devices: Vec<Listed>,
     /// How long it has run.
     pub(in crate::driver::hyperv) uptime_seconds: Option<u64>,
 }
+
+/// A record of a device in a VM's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::driver::hyperv) struct Listed {
+    /// Where the device is; none when it is gone, or when a cluster has not chosen one yet.
+    pub(in crate::driver::hyperv) path: Option<LocationPath>,
+    /// The cluster's own pool that it comes from; none for a device of the host's root pool.
+    pub(in crate::driver::hyperv) pool: Option<String>,
+}
+
+/// The host's root pool: every device that can be assigned is in it. Any other pool somebody made, for a cluster to choose
+/// from by itself.
+const ROOT_POOL: &str = "Primordial";
+
+/// A pool that is not the host's own root.
+fn made_pool(name: Option<String>) -> Option<String> {
+    name.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(ROOT_POOL))
+        .map(|name| name.chars().filter(|c| !c.is_control()).take(MAX_POOL).collect())
+}
+
+/// Longest part of a pool's name that is kept: it is shown, never used.
+const MAX_POOL: usize = 100;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -188,8 +217,7 @@ struct RawRecord {
     #[serde(deserialize_with = "parsed_option")]
     location_path: Option<LocationPath>,
     instance_id: Option<String>,
-    #[serde(rename = "pool")]
-    _pool: Option<String>,
+    pool: Option<String>,
 }
 
 impl TryFrom<RawVm> for Vm {
@@ -204,10 +232,12 @@ impl TryFrom<RawVm> for Vm {
         let name = name.map_or_else(|| VmName::new(id.as_str()), Ok).map_err(|error| error.to_string())?;
         let mut devices = Vec::new();
         for record in raw.devices {
-            if record.location_path.is_none() && record.instance_id.is_some() {
+            let RawRecord { location_path: path, instance_id, pool } = record;
+            let pool = made_pool(pool);
+            if path.is_none() && instance_id.is_some() && pool.is_none() {
                 return Err(format!("VM {id} lists a device without a place"));
             }
-            devices.push(record.location_path);
+            devices.push(Listed { path, pool });
         }
         Ok(Self {
             name,

@@ -50,6 +50,14 @@ function Confirm-LocationPath($Path) {
     return $Path
 }
 
+# The name of a pool that the host gave: never empty, which would mean every device, and no pattern.
+function Confirm-PoolName($Name) {
+    if ($Name -isnot [string] -or $Name.Length -eq 0 -or $Name.Length -gt 256 -or $Name -match '[\x00-\x1f*?\[\]]') {
+        Stop-Request 'Refused' 'a pool of the host has a name that cannot be asked for'
+    }
+    return $Name
+}
+
 function Confirm-InstanceId($Id) {
     if ($Id -isnot [string] -or $Id.Length -gt 400 -or $Id -cnotmatch $script:InstanceForm) {
         Stop-Request 'Refused' 'the host gave the device an instance id of an unknown form'
@@ -72,6 +80,12 @@ function Confirm-Vm($Vm, [guid] $Id) {
     return $Vm
 }
 
+# Whether a record of a VM is of the root pool. One of another pool has no device until the VM starts: it is not stale.
+function Test-RootPool($Device) {
+    $pool = Get-Text (Get-Field $Device 'ResourcePoolName')
+    return $null -eq $pool -or $pool -ieq 'Primordial'
+}
+
 # One record of the device at exactly this path; an empty path means records whose device is gone.
 function Confirm-Assigned($Device, [string] $Path) {
     if ($null -eq $Device -or $Device -is [array] -or [string](Get-Field $Device 'LocationPath') -cne $Path) {
@@ -79,6 +93,9 @@ function Confirm-Assigned($Device, [string] $Path) {
     }
     if ($Path -ceq '' -and $null -ne (Get-Text (Get-Field $Device 'InstanceID'))) {
         Stop-Request 'Refused' 'a record without a location path names a device all the same'
+    }
+    if (-not (Test-RootPool $Device)) {
+        Stop-Request 'Refused' 'the record is of a pool of the cluster, which gives devices by itself'
     }
     return $Device
 }

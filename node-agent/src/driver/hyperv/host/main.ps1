@@ -27,9 +27,13 @@ $script:Needed = [ordered]@{
     }
 }
 
-# What it can do without: hosts outside a cluster, and builds before automatic checkpoints.
+# What it can do without: hosts outside a cluster, builds before automatic checkpoints and before pools of devices.
 $script:Wanted = [ordered]@{
-    'Hyper-V' = [ordered]@{ 'Set-VM' = @('AutomaticCheckpointsEnabled') }
+    'Hyper-V' = [ordered]@{
+        'Set-VM' = @('AutomaticCheckpointsEnabled')
+        'Get-VMResourcePool' = @('ResourcePoolType')
+        'Get-VMHostAssignableDevice' = @('ResourcePoolName')
+    }
     'FailoverClusters' = [ordered]@{
         'Get-Cluster' = @()
         'Get-ClusterGroup' = @('VMId')

@@ -119,15 +119,42 @@ function Get-HostFunction {
 # All of them, filtered here: older builds have no filter, and the newer ones take an empty one for none.
 function Get-PoolFunction {
     $functions = @()
+    $native = Get-NativePool
     foreach ($device in @(Get-VMHostAssignableDevice -ErrorAction Stop)) {
         if ($null -eq $device) { continue }
+        $path = Get-Text (Get-Field $device 'LocationPath')
         $functions += [ordered]@{
-            location_path = Get-Text (Get-Field $device 'LocationPath')
+            location_path = $path
             instance_id = Get-Text (Get-Field $device 'InstanceID')
             base_class = $null
+            native_pool = $native[[string]$path]
         }
     }
     return , $functions
+}
+
+# Pools that somebody made below the root pool: a cluster hands out what is in them by itself. Location path -> pool's name.
+# Devices keep being in the root pool's list. A build without such pools lacks the command or does not know their type.
+function Get-NativePool {
+    $members = New-Object 'System.Collections.Generic.Dictionary[string,string]'
+    foreach ($lack in 'Get-VMResourcePool', 'Get-VMResourcePool -ResourcePoolType',
+        'Get-VMHostAssignableDevice -ResourcePoolName') {
+        if ($script:Absent -contains $lack) { return , $members }
+    }
+    try {
+        $pools = @(Get-VMResourcePool -ResourcePoolType 'PciExpress' -ErrorAction Stop)
+    } catch [System.Management.Automation.ParameterBindingException] {
+        return , $members
+    }
+    foreach ($pool in $pools) {
+        $name = Get-Text (Get-Field $pool 'Name')
+        if ($null -eq $name -or $name -ieq 'Primordial') { continue }
+        foreach ($device in @(Get-VMHostAssignableDevice -ResourcePoolName (Confirm-PoolName $name) -ErrorAction Stop)) {
+            $path = Get-Text (Get-Field $device 'LocationPath')
+            if ($null -ne $path) { $members[$path] = $name }
+        }
+    }
+    return , $members
 }
 
 function Get-Settings($Vm) {

@@ -154,7 +154,9 @@ function Wait-Listed([guid] $Id, [string] $Path, [bool] $Listed, [uint64] $Limit
 # Records of one VM at exactly this path; with an empty path those whose device is gone.
 function Get-RecordObject($Vm, [guid] $Id, [string] $Path) {
     $devices = @(Get-VMAssignableDevice -VM (Confirm-Vm $Vm $Id) -ErrorAction Stop)
-    return , @($devices | Where-Object { $null -ne $_ -and [string](Get-Field $_ 'LocationPath') -ceq $Path })
+    return , @($devices | Where-Object {
+            $null -ne $_ -and [string](Get-Field $_ 'LocationPath') -ceq $Path -and ($Path -cne '' -or (Test-RootPool $_))
+        })
 }
 
 # By object: with a VM's name and no path this cmdlet takes all of its devices.

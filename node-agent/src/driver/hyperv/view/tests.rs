@@ -148,10 +148,11 @@ fn a_pool_that_does_not_tell_classes_is_read_by_ids() {
     let pooled = changed(|result| {
         let functions = result["functions"].as_array_mut().unwrap();
         let ids: Vec<_> = functions.drain(..).map(|f| (f["location_path"].clone(), f["instance_id"].clone())).collect();
-        let odd = json!({ "location_path": "PCIROOT(9)#PCI(0100)", "instance_id": "PCIP\\VEN_144D&DEV_A820\\x", "base_class": null });
+        let odd = json!({ "location_path": "PCIROOT(9)#PCI(0100)", "instance_id": "PCIP\\VEN_144D&DEV_A820\\x", "base_class": null,
+            "native_pool": null });
         result["pool"] = ids
             .into_iter()
-            .map(|(path, id)| json!({ "location_path": path, "instance_id": id, "base_class": null }))
+            .map(|(path, id)| json!({ "location_path": path, "instance_id": id, "base_class": null, "native_pool": null }))
             .chain([odd])
             .collect();
     });
@@ -168,7 +169,7 @@ fn a_survey_is_wanted_only_where_it_can_tell_something_new() {
     let gpu = functions.remove(0);
     functions.truncate(1);
     answer["result"]["pool"] = json!([{
-        "location_path": gpu["location_path"], "instance_id": gpu["instance_id"], "base_class": null,
+        "location_path": gpu["location_path"], "instance_id": gpu["instance_id"], "base_class": null, "native_pool": null,
     }]);
     assert!(!needs_survey(&look(&answer), &Measured::new()), "the sound function of a GPU in the pool");
     answer["result"]["pool"] = json!([]);

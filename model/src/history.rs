@@ -1,0 +1,78 @@
+//! What is kept with a placement for whoever asks later what was done: how it began, and what was done by force.
+
+use crate::id::{Owner, Tag};
+use crate::pci::DeviceAddress;
+use crate::placement::StepKind;
+use crate::time::Timestamp;
+use std::fmt;
+
+/// Most notes of one placement: it is adopted once, and each function of 16 cards with 8 functions is forced once.
+pub const MAX_NOTES: usize = 129;
+/// Most tags of one placement.
+pub const MAX_TAGS: usize = 32;
+
+/// Something that happened, and when the controller learned of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub what: Note,
+}
+
+/// What can be noted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// It was not placed by Berth: it stands for an assignment that was there already.
+    Adopted(Adoption),
+    /// A safeguard of the host was overridden.
+    Forced(Forced),
+}
+
+/// Whose an adopted placement is. Who adopted it is its caller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adoption {
+    /// Whose it is, as whoever adopted it said.
+    pub owner: Option<Owner>,
+    /// Tags, in the order given.
+    pub tags: Vec<Tag>,
+}
+
+/// One use of force on a host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Forced {
+    /// The step that was taken by force.
+    pub step: StepKind,
+    /// The device it was about.
+    pub device: DeviceAddress,
+}
+
+impl fmt::Display for Forced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, device } = self;
+        write!(
+            f,
+            "{step} of {device} with -Force: the host's requirements of access control and of a mitigation driver did not count"
+        )
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Adopted(Adoption { owner, tags }) => {
+                f.write_str(
+                    "adopted as it was; the VM's settings before its GPUs are not known and are left as they are",
+                )?;
+                if let Some(owner) = owner {
+                    write!(f, "; owner {owner}")?;
+                }
+                for (at, tag) in tags.iter().enumerate() {
+                    write!(f, "{}{tag}", if at == 0 { "; tags " } else { ", " })?;
+                }
+                Ok(())
+            }
+            Self::Forced(forced) => forced.fmt(f),
+        }
+    }
+}
