@@ -309,9 +309,10 @@ pub fn meanings(text: &str) -> Vec<Meaning> {
     let same = |found: &[Meaning], entry: &Entry| {
         found.iter().any(|known| matches!(known, Meaning::Known(known) if known.cause == entry.cause))
     };
-    // An HRESULT that only says "it failed" explains nothing, nor is it worth looking up.
-    const E_FAIL: u32 = 0x8000_4005;
-    for number in numbers(text).into_iter().filter(|number| *number != E_FAIL) {
+    // HRESULTs that only say that it failed, or that something was wrong with it, explain nothing, nor are they worth looking
+    // up: E_FAIL and E_INVALIDARG come with nearly every error of Hyper-V's cmdlets.
+    const GENERAL: [u32; 2] = [0x8000_4005, 0x8007_0057];
+    for number in numbers(text).into_iter().filter(|number| !GENERAL.contains(number)) {
         match by_number(number) {
             Some(entry) if same(&found, entry) => {}
             Some(entry) => found.push(Meaning::Known(entry)),

@@ -297,7 +297,7 @@ pub enum StepErrorClass {
     TimedOut,
     /// It reported success and changed nothing.
     NoEffect,
-    /// A safety rule forbids it; trying again changes nothing.
+    /// A safety rule forbids it, or the host never can as it is; trying again changes nothing.
     Forbidden,
     /// What it needs is not there (VM, card).
     NotThere,

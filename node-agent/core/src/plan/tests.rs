@@ -236,6 +236,12 @@ fn before_anything_is_touched_vm_and_card_are_checked() {
         expect!["wait: VM 8fce3318-aa0f-4de3-8664-278533573cd2 is Unknown"],
     );
     attached(
+        |v, _| vm_of(v).vm.devices.push(VmDevice::Pool { pool: "GPUs".to_owned(), address: None }),
+        expect![
+            r#"impossible at ConfigureVm: VM 8fce3318-aa0f-4de3-8664-278533573cd2 has a device from the cluster's own pool "GPUs"; one of the two must give it GPUs, not both (Forbidden)"#
+        ],
+    );
+    attached(
         |v, _| vm_of(v).vm.devices.push(VmDevice::Stale),
         expect![
             "impossible at ConfigureVm: VM 8fce3318-aa0f-4de3-8664-278533573cd2 has a record of a device that is gone and was not Berth's; remove the record first (Forbidden)"

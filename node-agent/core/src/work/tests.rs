@@ -326,3 +326,52 @@ fn a_vm_that_does_not_show_at_first_is_waited_for() {
     assert_eq!(bench.until_step(Duration::from_secs(60)), None);
     assert!(matches!(bench.last_said(), StepReport::Failed { step: StepKind::Check, .. }));
 }
+
+#[test]
+fn what_is_done_by_force_is_kept_before_it_is_done_and_told_until_the_placement_is_gone() {
+    let mut bench = Bench::new(Intent::Attached);
+    bench.work = Work::new(Memory::default(), Pace::default()).forcing(true);
+    let wish = desired(Intent::Attached);
+    let uid = wish.uid.clone();
+    let sizes: Vec<_> = wish.gpus.iter().map(|gpu| gpu.mmio).collect();
+    let settings = crate::plan::wanted_settings(&vm_of(&mut bench.view).settings, &sizes);
+    vm_of(&mut bench.view).settings = settings;
+    for function in [GPU, AUDIO] {
+        set_state(&mut bench.view, function, GpuState::Host { driver: HostDriver::Disabled });
+    }
+    bench.work.desire(node(1, vec![wish]));
+    let forced = |device: &str| Forced { step: StepKind::Dismount, device: at(device) };
+    let told = |bench: &mut Bench| -> Vec<Vec<Forced>> {
+        bench.work.new_session();
+        bench.work.next(bench.now).progress.into_iter().map(|progress| progress.forced).collect()
+    };
+
+    let start = bench.step();
+    assert_eq!(start.step, Step::Dismount { address: at(GPU) });
+    // In the memory that the shell writes before it begins the step.
+    assert_eq!(bench.work.memory().forced[&uid], [forced(GPU)].into());
+    set_state(&mut bench.view, GPU, GpuState::Pooled);
+    bench.ended(&start, Ok(()));
+    assert_eq!(bench.step().step, Step::Dismount { address: at(AUDIO) });
+    assert_eq!(told(&mut bench), [[forced(GPU), forced(AUDIO)]]);
+
+    // An agent that was killed knows it still, and one that only watches tells it, too.
+    bench.work = Work::new(bench.work.memory().clone(), Pace::default()).forcing(true);
+    bench.work.desire(node(2, vec![desired(Intent::Kept)]));
+    assert_eq!(told(&mut bench), [[forced(GPU), forced(AUDIO)]]);
+    bench.work.desire(node(3, vec![]));
+    assert!(bench.work.memory().forced.is_empty() && told(&mut bench).is_empty());
+}
+
+#[test]
+fn without_the_policy_nothing_counts_as_forced() {
+    let mut bench = Bench::new(Intent::Attached);
+    let sizes: Vec<_> = desired(Intent::Attached).gpus.iter().map(|gpu| gpu.mmio).collect();
+    let settings = crate::plan::wanted_settings(&vm_of(&mut bench.view).settings, &sizes);
+    vm_of(&mut bench.view).settings = settings;
+    for function in [GPU, AUDIO] {
+        set_state(&mut bench.view, function, GpuState::Host { driver: HostDriver::Disabled });
+    }
+    assert_eq!(bench.step().step.kind(), StepKind::Dismount);
+    assert!(bench.work.memory().forced.is_empty());
+}

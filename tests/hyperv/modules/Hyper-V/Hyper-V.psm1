@@ -580,5 +580,5 @@ function Invoke-Command {
 }
 
 Export-ModuleMember -Function Get-VM, Get-VMHost, Get-VMSnapshot, Get-VMNetworkAdapter, Get-VMHostAssignableDevice,
-    Get-VMAssignableDevice, Set-VM, Start-VM, Stop-VM, Dismount-VMHostAssignableDevice, Mount-VMHostAssignableDevice,
+    Get-VMResourcePool, Get-VMAssignableDevice, Set-VM, Start-VM, Stop-VM, Dismount-VMHostAssignableDevice, Mount-VMHostAssignableDevice,
     Add-VMAssignableDevice, Remove-VMAssignableDevice, Invoke-Command

@@ -51,6 +51,10 @@ fn failures_are_told_in_the_hosts_words_with_the_numbers_to_search_for() {
         .assert_eq(&said("refused.json"));
     let failed = read::<Stepped>(&golden("start-vm-failed.json"), 7).unwrap().unwrap_err();
     assert_eq!((failed.kind, failed.vm_state()), (Kind::Failed, Some("Off")));
+    // Its number tells that trying again is hopeless, in whatever language it is said.
+    assert_eq!(failed.class(), Some(StepErrorClass::Forbidden));
+    let other = Failure { codes: vec!["0x80070490".to_owned()], ..failed };
+    assert_eq!(other.class(), None, "not proven: it decides nothing");
 }
 
 /// Hostile lines that are taken all the same, because a real host can say so and each is taken as "unknown", or says

@@ -136,15 +136,18 @@ function Get-PoolFunction {
 # Pools that somebody made below the root pool: a cluster hands out what is in them by itself. Location path -> pool's name.
 # Devices keep being in the root pool's list. A build without such pools lacks the command or does not know their type.
 function Get-NativePool {
-    $members = New-Object 'System.Collections.Generic.Dictionary[string,string]'
+    $members = @{}
     foreach ($lack in 'Get-VMResourcePool', 'Get-VMResourcePool -ResourcePoolType',
         'Get-VMHostAssignableDevice -ResourcePoolName') {
-        if ($script:Absent -contains $lack) { return , $members }
+        if ($script:Absent -contains $lack) { return $members }
     }
     try {
         $pools = @(Get-VMResourcePool -ResourcePoolType 'PciExpress' -ErrorAction Stop)
-    } catch [System.Management.Automation.ParameterBindingException] {
-        return , $members
+    } catch {
+        # The type is not known here.
+        if ([string]$_.FullyQualifiedErrorId -like 'CannotConvertArgument*' -or
+            [string]$_.FullyQualifiedErrorId -like 'ParameterArgument*') { return $members }
+        throw
     }
     foreach ($pool in $pools) {
         $name = Get-Text (Get-Field $pool 'Name')
@@ -154,7 +157,7 @@ function Get-NativePool {
             if ($null -ne $path) { $members[$path] = $name }
         }
     }
-    return , $members
+    return $members
 }
 
 function Get-Settings($Vm) {

@@ -213,3 +213,38 @@ fn wide_windows_below_four_gib_count_for_above_and_legacy_ones_for_nothing() {
     assert_eq!(size(&device(&low, 0x0000_0300)), MmioSize { high_bytes: 0, ..both });
     assert_eq!(size(&device(&[], 0)), MmioSize::default());
 }
+
+#[test]
+fn what_a_pool_of_the_cluster_has_is_told_and_is_nobodys() {
+    let at: DeviceAddress = A2[0].parse().unwrap();
+    let native = |view: &HostView| match &view.gpus[&at].health {
+        GpuHealth::Quarantined(QuarantineReason::NativePool { pool }) => Some(pool.clone()),
+        _ => None,
+    };
+    // A VM has the sound function of its card from a pool: the whole card is the cluster's.
+    let listed = changed(|result| {
+        result["vms"][0]["devices"] = json!([{ "location_path": A2[1], "instance_id": null, "pool": "GPUs" }]);
+    });
+    assert_eq!(native(&listed).as_deref(), Some("GPUs"));
+    // No device was chosen for it yet: the record is not stale, and no device is concerned.
+    let late = changed(|result| {
+        result["vms"][0]["devices"] = json!([{ "location_path": null, "instance_id": null, "pool": "GPUs" }]);
+    });
+    let vm = late.vms.values().find(|vm| !vm.vm.devices.is_empty()).unwrap();
+    assert_eq!(vm.vm.devices, [VmDevice::Pool { pool: "GPUs".to_owned(), address: None }]);
+    assert_eq!(native(&late), None);
+    // In the root pool it is Berth's, whatever the case of its name.
+    for (pool, whose) in [(json!("GPUs"), Some("GPUs")), (json!("primordial"), None), (Value::Null, None)] {
+        let pooled = changed(|result| {
+            let function = result["functions"].as_array_mut().unwrap().remove(0);
+            result["pool"] = json!([{
+                "location_path": function["location_path"], "instance_id": function["instance_id"],
+                "base_class": 3, "native_pool": pool,
+            }]);
+        });
+        assert_eq!((native(&pooled).as_deref(), pooled.state(&at)), (whose, GpuState::Pooled));
+    }
+    // A problem code is told as it is.
+    let problem = changed(|result| result["functions"][0]["problem"] = json!(43));
+    assert_eq!(problem.gpus[&at].problem, Some(43));
+}
