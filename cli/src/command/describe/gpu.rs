@@ -84,7 +84,7 @@ fn facts(gpu: &v1::Gpu, node: &v1::Node, style: Style) -> Table {
             "MMIO",
             format!("{} below 4 GiB, {} above", or(size(mmio.low_bytes), "none"), or(size(mmio.high_bytes), "none")),
         ),
-        ("In a VM", needs(mmio, node)),
+        ("Address space", needs(mmio, node)),
         ("Companions", or(survey.companions.join(", "), "none")),
         ("Survey", if findings.is_empty() { verdict } else { format!("{verdict}: {}", findings.join(", ")) }),
         ("Seen", seen),
