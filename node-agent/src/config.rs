@@ -78,7 +78,7 @@ pub enum Driver {
         host: PathBuf,
     },
     /// This machine, a Hyper-V host.
-    HyperV(HyperVOptions),
+    HyperV(Box<HyperVOptions>),
 }
 
 /// Why the settings cannot be used.
@@ -353,7 +353,7 @@ fn from_environment(
                     Err(format!(
                         "no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, \
                          _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, {}, _LOG_FORMAT, _LOG_FILTER",
-                        hyperv::VARIABLES
+                        hyperv::variables()
                     ))
                 };
                 if let Err(why) = taken.unwrap_or_else(no_such) {
@@ -441,7 +441,7 @@ impl Layers {
             }
             (Some("hyperv"), _) => {
                 let layers = self.0.each_ref().map(|layer| &layer.hyperv);
-                hyperv::options(&layers, system, &mut problem).map(Driver::HyperV)
+                hyperv::options(&layers, system, &mut problem).map(|options| Driver::HyperV(Box::new(options)))
             }
             (Some(other), _) => {
                 problem("driver", format!("{other:?} is not one of: hyperv, sim"));
@@ -693,7 +693,7 @@ mod tests {
         refuse(
             &Given { file: Some(FILE), environment: &[("BERTH_AGENT_CONTROLLER", "http://c1:7600")], flags: &[] },
             expect![
-                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_GUEST_CREDENTIAL, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _HYPERV_MMIO_HIGH_CAP_MIB, _LOG_FORMAT, _LOG_FILTER"
+                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _HYPERV_MMIO_HIGH_CAP_MIB, _HYPERV_GUEST_CREDENTIAL, _HYPERV_GUEST_USER, _HYPERV_GUEST_IDENTITY, _HYPERV_GUEST_KNOWN_HOSTS, _HYPERV_GUEST_PORT, _HYPERV_GUEST_SSH, _HYPERV_GUEST_CONNECT_SECONDS, _LOG_FORMAT, _LOG_FILTER"
             ],
         );
         assert!(Flags::try_parse_from(["berth-agent", "--endpoint", "http://c1"]).is_err());

@@ -1,5 +1,6 @@
 //! The port to a host: look, and take one step. Implementations: `hyperv` and `sim`; VFIO follows.
 
+pub mod guest;
 pub mod hyperv;
 pub mod sim;
 
@@ -24,9 +25,9 @@ pub enum DriverError {
     /// What it names is not there.
     #[error("{0}")]
     NotThere(String),
-    /// It never can as the host is; trying again changes nothing.
+    /// It never can as the host is and is set up; trying again changes nothing.
     #[error("{0}")]
-    Hopeless(String),
+    Forbidden(String),
 }
 
 impl From<DriverError> for StepError {
@@ -35,7 +36,7 @@ impl From<DriverError> for StepError {
             DriverError::Failed(_) => StepErrorClass::Failed,
             DriverError::TimedOut { .. } => StepErrorClass::TimedOut,
             DriverError::NotThere(_) => StepErrorClass::NotThere,
-            DriverError::Hopeless(_) => StepErrorClass::Forbidden,
+            DriverError::Forbidden(_) => StepErrorClass::Forbidden,
         };
         Self { class, text: error.to_string() }
     }

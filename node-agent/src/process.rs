@@ -52,7 +52,7 @@ impl Host {
             }
             Driver::HyperV(options) => {
                 options.check()?;
-                Self::HyperV(options.clone())
+                Self::HyperV(hyperv::Options::clone(options))
             }
         })
     }

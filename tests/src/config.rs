@@ -35,3 +35,19 @@ pub fn etcd() -> Option<PathBuf> {
     let installed = std::env::split_paths(&path).map(|dir| dir.join(&program));
     named.into_iter().chain(installed).chain([built]).find(|file| file.is_file())
 }
+
+/// A program of this name in the PATH.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub fn in_path(name: &str) -> Option<PathBuf> {
+    let program = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|file| file.is_file())
+}
+
+/// The SSH server: in the PATH, or where systems have it, which is not in everybody's PATH.
+#[must_use]
+pub fn sshd() -> Option<PathBuf> {
+    let usual = ["/usr/sbin/sshd", "/usr/local/sbin/sshd", "/sbin/sshd"].map(PathBuf::from);
+    in_path("sshd").into_iter().chain(usual).find(|file| file.is_file() && file.is_absolute())
+}

@@ -16,3 +16,5 @@ pub mod pwsh;
 pub mod replay;
 mod scene;
 pub mod sim;
+#[cfg(unix)]
+pub mod sshd;

@@ -22,3 +22,9 @@ pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|file| file.is_file())
 }
+
+/// Whether this is a machine of CI, which is thrown away afterwards.
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub(crate) fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}

@@ -4,7 +4,7 @@
 //! counted as skipped with the reason.
 
 use crate::tally::{SKIPPED, Tally};
-use crate::{cargo, config, etcd};
+use crate::{cargo, config, etcd, sshd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -24,6 +24,8 @@ pub(crate) enum Part {
     Tls,
     /// The Hyper-V host script in a real PowerShell over fake modules, and its text. Needs a PowerShell for the first.
     PowerShell,
+    /// Linux guests asked over a real sshd. Needs an SSH server.
+    Guest,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
     /// A whole Berth in virtual time with everything going wrong, from seeds. Needs nothing.
@@ -36,12 +38,13 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Unit,
         Self::Store,
         Self::Etcd,
         Self::Tls,
         Self::PowerShell,
+        Self::Guest,
         Self::Faults,
         Self::Sim,
         Self::EndToEnd,
@@ -55,6 +58,7 @@ impl Part {
             Self::Etcd => "etcd",
             Self::Tls => "tls",
             Self::PowerShell => "powershell",
+            Self::Guest => "guest",
             Self::Faults => "faults",
             Self::Sim => "sim",
             Self::EndToEnd => "e2e",
@@ -68,8 +72,10 @@ impl Part {
             Self::Store => "the Rust toolchain",
             Self::Etcd | Self::Tls => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
             Self::PowerShell => {
-                "the Rust toolchain; a PowerShell, named by PWSH, at ../shared/tools/pwsh or in the PATH, for most of it"
+                "the Rust toolchain; a PowerShell, named by PWSH, at ../shared/tools/pwsh or in the PATH, for most of it; \
+                 OpenSSH's server for one test"
             }
+            Self::Guest => "the Rust toolchain; OpenSSH's server and client, installed where CI runs as root",
             Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
             Self::Nemesis => "the Rust toolchain; etcd, got with Go, pip or apt-get",
@@ -83,6 +89,7 @@ impl Part {
             ("berth-tests", "etcd") => Self::Etcd,
             ("berth-tls", _) | ("berth", "tls") | ("berth-tests", "peers") => Self::Tls,
             ("berth-tests", "powershell") => Self::PowerShell,
+            ("berth-tests", "guest") => Self::Guest,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e" | "bench") => Self::EndToEnd,
@@ -157,6 +164,7 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         | Part::Etcd
         | Part::Tls
         | Part::PowerShell
+        | Part::Guest
         | Part::Faults
         | Part::Sim
         | Part::EndToEnd
@@ -166,7 +174,14 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             anyhow::bail!("there is no test for this part");
         }
         Part::Etcd | Part::Tls => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
-        Part::Store | Part::PowerShell | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
+        Part::PowerShell | Part::Guest => {
+            // Without one, each test that needs it says that it was skipped.
+            if let Err(error) = sshd::get() {
+                println!("{error:#}");
+            }
+            tally += cargo::test(&choice, &[])?;
+        }
+        Part::Store | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build(&["berth"])?;

@@ -3,6 +3,7 @@
 //! Pure functions over values: no I/O, no clock, no randomness. Must never know how a step is carried out.
 
 pub mod cards;
+pub mod guest;
 pub mod ledger;
 pub mod memory;
 pub mod mmio;

@@ -1,5 +1,6 @@
 //! What a host shows, unknown included.
 
+use crate::guest::GuestView;
 use berth_model::VmId;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
 use berth_model::node::BootId;
@@ -92,18 +93,8 @@ pub struct VmView {
     pub vm: ObservedVm,
     /// What is not.
     pub settings: VmSettings,
-    /// How far its guest sees the devices: number of devices listed, and of those with a driver, by PCI id. `None`
-    /// while the guest cannot be asked.
-    pub guest: Option<BTreeMap<berth_model::pci::PciId, GuestDevices>>,
-}
-
-/// Devices of one PCI id in a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct GuestDevices {
-    /// Listed by the guest.
-    pub visible: u32,
-    /// With a driver that runs them.
-    pub driver_bound: u32,
+    /// What its guest showed when it was asked; `None` as long as it was not asked since it started.
+    pub guest: Option<GuestView>,
 }
 
 /// One complete look at a host.

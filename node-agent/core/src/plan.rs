@@ -2,16 +2,17 @@
 //!
 //! Must be given a settled view: a VM that it lacks is surely gone, a GPU that is surely gone is `Missing` in it.
 
+use crate::guest;
 use crate::memory::Memory;
 use crate::mmio;
-use crate::observed::{Checkpoints, GuestDevices, HostView, StopAction, VmMemory, VmSettings, VmView};
+use crate::observed::{Checkpoints, HostView, StopAction, VmMemory, VmSettings, VmView};
 use crate::safety::{self, Slot, Violation};
 use crate::step::Step;
 use berth_model::desired::{DesiredPlacement, Intent};
 use berth_model::gpu::{GpuState, HostDriver, MmioSize};
-use berth_model::pci::{DeviceAddress, PciId};
+use berth_model::pci::DeviceAddress;
 use berth_model::placement::{StepError, StepErrorClass, StepKind};
-use berth_model::request::{ReturnTo, VerifyLevel};
+use berth_model::request::ReturnTo;
 use berth_model::vm::VmState;
 
 /// What is next.
@@ -182,34 +183,10 @@ fn prepare(vm: &VmView, settings: VmSettings, cards: &[Vec<DeviceAddress>], view
 fn run(desired: &DesiredPlacement, vm: &VmView) -> Next {
     match vm.vm.state {
         VmState::Off => Next::Do(Step::StartVm { vm: vm.vm.id.clone() }),
-        VmState::Running if seen_in_guest(desired, vm) => Next::Done,
+        VmState::Running if guest::shortfall(desired, vm.guest.as_ref()).is_none() => Next::Done,
         VmState::Running => Next::Do(Step::Verify { vm: vm.vm.id.clone() }),
         VmState::Saved | VmState::Paused | VmState::Changing | VmState::Unknown => wait_for(vm),
     }
-}
-
-/// Whether the guest shows as much as the placement wants verified. Host and guest addresses share nothing: devices are
-/// counted by PCI id.
-fn seen_in_guest(desired: &DesiredPlacement, vm: &VmView) -> bool {
-    let count = |devices: &GuestDevices| match desired.verify {
-        VerifyLevel::None => u32::MAX,
-        VerifyLevel::Visible => devices.visible,
-        VerifyLevel::DriverBound => devices.driver_bound,
-    };
-    if desired.verify == VerifyLevel::None {
-        return true;
-    }
-    let Some(guest) = &vm.guest else { return false };
-    let same = |a: &PciId, b: &PciId| {
-        let boards = a.subsystem.is_none() || b.subsystem.is_none() || a.subsystem == b.subsystem;
-        a.vendor == b.vendor && a.device == b.device && boards
-    };
-    desired.gpus.iter().all(|gpu| {
-        let id = &gpu.fingerprint.id;
-        let wanted = desired.gpus.iter().filter(|other| same(&other.fingerprint.id, id)).count();
-        let seen: u32 = guest.iter().filter(|(other, _)| same(other, id)).map(|(_, d)| count(d)).sum();
-        usize::try_from(seen).is_ok_and(|seen| seen >= wanted)
-    })
 }
 
 fn detached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Next {

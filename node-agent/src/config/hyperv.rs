@@ -5,12 +5,21 @@
 //!
 //! [hyperv]                                        # all of it optional
 //! force = false                                   # dismount devices without a mitigation driver all the same
-//! guest_credential = "guest.xml"                  # by Export-Clixml, to ask Windows guests what they see
 //! look_seconds = 100                              # how long a look may take
 //! step_seconds = 200                              # and one step
 //! shutdown_seconds = 320                          # and a guest's shutdown, before its VM is turned off
 //! mmio_high_cap_mib = 131072                      # most high MMIO that Set-VM takes here; without it nothing is assumed
+//!
+//! [hyperv.guest]                                  # to ask guests what they see; all of it optional
+//! credential = "guest.xml"                        # Windows guests: by Export-Clixml, for the agent's own account
+//! user = "berth"                                  # Linux guests: by ssh, with this user,
+//! identity = "guest_ed25519"                      # this private key, which nobody else can read,
+//! known_hosts = "guest_known_hosts"               # and the guests' host keys, each under its VM's id
+//! port = 22
+//! connect_seconds = 5                             # how long one address may take to accept the connection
 //! ```
+
+mod guest;
 
 use crate::driver::hyperv::Options;
 use berth_model::mmio::HIGH_BASE_BYTES;
@@ -29,9 +38,6 @@ pub(super) struct Layer {
     /// With the driver hyperv: whether to dismount with -Force.
     #[arg(long = "hyperv-force", value_name = "BOOL")]
     force: Option<bool>,
-    /// With the driver hyperv: the credential for Windows guests, a file made by Export-Clixml.
-    #[arg(long = "hyperv-guest-credential", value_name = "FILE")]
-    guest_credential: Option<PathBuf>,
     /// With the driver hyperv: how long a look may take.
     #[arg(long = "hyperv-look-seconds", value_name = "SECONDS")]
     look_seconds: Option<u32>,
@@ -44,31 +50,42 @@ pub(super) struct Layer {
     /// With the driver hyperv: the most address space above 4 GiB that a VM can have on this host, in MiB, as measured.
     #[arg(long = "hyperv-mmio-high-cap-mib", value_name = "MIB")]
     mmio_high_cap_mib: Option<u64>,
+    #[command(flatten)]
+    #[serde(default)]
+    guest: guest::Layer,
 }
 
 /// Names of the variables, for whoever misspells one.
-pub(super) const VARIABLES: &str = "_HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_GUEST_CREDENTIAL, _HYPERV_LOOK_SECONDS, \
-                                    _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _HYPERV_MMIO_HIGH_CAP_MIB";
+pub(super) fn variables() -> String {
+    let own = "_HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, \
+               _HYPERV_MMIO_HIGH_CAP_MIB";
+    format!("{own}, {}", guest::VARIABLES)
+}
+
+/// Takes in a variable's value.
+fn read<T: std::str::FromStr>(into: &mut Option<T>, value: &str, what: &str) -> Result<(), String> {
+    *into = Some(value.parse().map_err(|_| format!("{value:?} is not {what}"))?);
+    Ok(())
+}
 
 impl Layer {
     /// What a file names lies beside that file.
     pub(super) fn lies_in(&mut self, dir: &Path) {
-        for path in [&mut self.powershell, &mut self.guest_credential].into_iter().flatten() {
+        if let Some(path) = &mut self.powershell {
             *path = dir.join(&path);
         }
+        self.guest.lies_in(dir);
     }
 
     /// Takes in a variable by the rest of its name; `None` when there is no such.
     pub(super) fn variable(&mut self, name: &str, value: &str) -> Option<Result<(), String>> {
-        fn read<T: std::str::FromStr>(into: &mut Option<T>, value: &str, what: &str) -> Result<(), String> {
-            *into = Some(value.parse().map_err(|_| format!("{value:?} is not {what}"))?);
-            Ok(())
+        if let Some(rest) = name.strip_prefix("GUEST_") {
+            return self.guest.variable(rest, value);
         }
         let seconds = "a whole number of seconds";
         Some(match name {
             "POWERSHELL" => read(&mut self.powershell, value, "a path"),
             "FORCE" => read(&mut self.force, value, "true or false"),
-            "GUEST_CREDENTIAL" => read(&mut self.guest_credential, value, "a path"),
             "LOOK_SECONDS" => read(&mut self.look_seconds, value, seconds),
             "STEP_SECONDS" => read(&mut self.step_seconds, value, seconds),
             "SHUTDOWN_SECONDS" => read(&mut self.shutdown_seconds, value, seconds),
@@ -110,16 +127,12 @@ pub(super) fn options(
         problem(setting, why);
     };
     options.force = layers.iter().find_map(|l| l.force).unwrap_or(options.force);
-    options.guest_credential = layers.iter().find_map(|l| l.guest_credential.clone());
     // Relative ones would be somewhere else each time it is started.
-    for (name, path) in [
-        ("hyperv.powershell", Some(&options.powershell)),
-        ("hyperv.guest_credential", options.guest_credential.as_ref()),
-    ] {
-        if let Some(path) = path.filter(|path| !path.is_absolute()) {
-            bad(name, format!("{} is not a whole path", path.display()));
-        }
+    if !options.powershell.is_absolute() {
+        bad("hyperv.powershell", format!("{} is not a whole path", options.powershell.display()));
     }
+    let guests: Vec<_> = layers.iter().map(|layer| &layer.guest).collect();
+    (options.guest_credential, options.guest_login) = guest::ways(&guests, system, &mut bad);
     let given = [
         layers.iter().find_map(|l| l.look_seconds),
         layers.iter().find_map(|l| l.step_seconds),
@@ -172,7 +185,8 @@ mod tests {
             .skip_while(|line| *line != "//! [hyperv]                                        # all of it optional")
             .skip(1)
             .take_while(|line| *line != "//! ```")
-            .filter(|line| !line.contains("guest_credential") && !line.contains("mmio_high_cap_mib"))
+            .filter(|line| !line.contains("mmio_high_cap_mib"))
+            .take_while(|line| !line.contains("[hyperv.guest]"))
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
         let usual = Options::new(Path::new("/w").join(crate::driver::hyperv::script::PROGRAM));
@@ -190,12 +204,14 @@ mod tests {
         "#]],
         );
         refuse(
-            "powershell = \"pwsh\"\nguest_credential = \"g.xml\"\nlook_seconds = 1\nstep_seconds = 291\n\
-             mmio_high_cap_mib = 64\n",
+            "powershell = \"pwsh\"\nlook_seconds = 1\nstep_seconds = 291\nmmio_high_cap_mib = 64\n[guest]\ncredential = \"g.xml\"\nuser = \"-l\"\n",
             None,
             &expect![[r#"
                 hyperv.powershell: pwsh is not a whole path
-                hyperv.guest_credential: g.xml is not a whole path
+                hyperv.guest.credential: g.xml is not a whole path
+                hyperv.guest.user: "-l" is no name of a user
+                hyperv.guest.identity: is missing: Linux guests are asked with user, identity and known_hosts, all three
+                hyperv.guest.known_hosts: is missing: Linux guests are asked with user, identity and known_hosts, all three
                 hyperv.look_seconds: 1 is not from 2 to 100
                 hyperv.step_seconds: 291 is not from 2 to 290
                 hyperv.mmio_high_cap_mib: 64 is not from 512 to 4294967296
@@ -203,6 +219,37 @@ mod tests {
         );
         assert!(read("command = \"Get-VM\"\n", Some("/w")).unwrap_err().contains("unknown field"));
         assert!(read("step_seconds = -1\n", Some("/w")).is_err());
+    }
+
+    #[test]
+    fn the_ways_into_guests_are_read_as_in_this_files_head() {
+        let example: String = include_str!("hyperv.rs")
+            .lines()
+            .skip_while(|line| !line.starts_with("//! [hyperv.guest]"))
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .map(|line| format!("{}\n", line.trim_start_matches("//!")))
+            .collect();
+        let mut layer: Layer = toml::from_str(&format!("[guest]\n{example}")).unwrap();
+        layer.lies_in(Path::new("/etc/berth"));
+        let options =
+            options(&[&layer], Some(Path::new("/w")), &mut |setting, why| panic!("{setting}: {why}")).unwrap();
+        assert_eq!(options.guest_credential.as_deref(), Some(Path::new("/etc/berth/guest.xml")));
+        let login = options.guest_login.unwrap();
+        assert_eq!(login.program, Path::new("/w").join(crate::driver::guest::ssh::PROGRAM));
+        assert_eq!((login.user.as_str(), login.port, login.connect), ("berth", 22, Duration::from_secs(5)));
+        assert_eq!(login.identity, Path::new("/etc/berth/guest_ed25519"));
+        assert_eq!(login.known_hosts, Path::new("/etc/berth/guest_known_hosts"));
+        refuse(
+            "[guest]\nuser = \"berth\"\nidentity = \"/a%h\"\nknown_hosts = \"/k\"\nport = 0\nconnect_seconds = 61\n",
+            Some("/w"),
+            &expect![[r#"
+                hyperv.guest.identity: /a%h has a character that OpenSSH takes for something else
+                hyperv.guest.port: 0 is no port
+                hyperv.guest.connect_seconds: 61 is not from 1 to 60
+            "#]],
+        );
+        assert!(read("[guest]\npassword = \"x\"\n", Some("/w")).unwrap_err().contains("unknown field"));
     }
 
     #[test]
@@ -214,7 +261,9 @@ mod tests {
         assert_eq!(layer.variable("MMIO_HIGH_CAP_MIB", "131072"), Some(Ok(())));
         let capped = options(&[&layer], Some(Path::new("/w")), &mut |setting, why| panic!("{setting}: {why}"));
         assert_eq!(capped.unwrap().mmio_high_cap_bytes, Some(128 << 30));
-        assert_eq!(layer.variable("SCRIPT", "x"), None);
+        assert_eq!(layer.variable("GUEST_USER", "berth"), Some(Ok(())));
+        assert!(layer.variable("GUEST_PORT", "ssh").unwrap().is_err());
+        assert_eq!((layer.variable("SCRIPT", "x"), layer.variable("GUEST_PASSWORD", "x")), (None, None));
         assert_eq!((layer.force, layer.look_seconds), (Some(true), Some(30)));
     }
 }

@@ -7,16 +7,17 @@ mod answer;
 mod powershell;
 mod request;
 pub mod script;
+mod verify;
 mod view;
 
+use super::guest::ssh::Login;
 use super::{DriverError, HostDriver};
-use answer::{Failure, GuestLook, HostWords, Kind, Look, Stepped, Survey};
+use answer::{Failure, HostWords, Kind, Look, Stepped, Survey};
 use async_trait::async_trait;
-use berth_agent_core::observed::{GuestDevices, HostView};
+use berth_agent_core::observed::HostView;
 use berth_agent_core::step::Step;
 use berth_model::VmId;
 use berth_model::node::{HostFacts, Platform};
-use berth_model::pci::PciId;
 use berth_model::placement::StepErrorClass;
 use berth_model::vm::{VmDevice, VmState};
 use berth_telemetry::names;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+use verify::Way;
 
 /// How a Hyper-V host is worked on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct Options {
     pub guest_credential: Option<PathBuf>,
     /// The most address space above 4 GiB that a VM can have here, in bytes, where somebody measured it. No cmdlet tells it.
     pub mmio_high_cap_bytes: Option<u64>,
+    /// How Linux guests are logged in to.
+    pub guest_login: Option<Login>,
     /// How long a look may take.
     pub look: Duration,
     /// How long one step may take.
@@ -55,6 +59,7 @@ impl Options {
             force: false,
             guest_credential: None,
             mmio_high_cap_bytes: None,
+            guest_login: None,
             // Some seconds for each of PnP, pool and a hundred VMs. A start, a look and a survey together stay below the
             // reconcile loop's own limit for a look, or a slow host would be cut off at each attempt.
             look: Duration::from_secs(100),
@@ -102,6 +107,8 @@ struct Known {
     host: Option<HostWords>,
     measured: view::Measured,
     guests: view::Guests,
+    /// Which way into a VM's guest led to an answer last.
+    ways: BTreeMap<VmId, Way>,
     /// Records without a device, by VM, as the last look showed them.
     stale: BTreeMap<VmId, usize>,
     /// How long each running VM has run, as the last look showed it.
@@ -169,29 +176,6 @@ impl HyperV {
         plug["how"] = json!("TurnOff");
         self.step("stop-vm", &plug).await
     }
-
-    /// Asks a Windows guest which devices it has. What it says is shown by the looks that follow.
-    async fn verify(&self, vm: &VmId) -> Result<(), DriverError> {
-        let Some(file) = &self.options.guest_credential else {
-            let text =
-                "no guest can be asked: hyperv.guest_credential names no credential; place with verification None";
-            return Err(DriverError::Failed(text.to_owned()));
-        };
-        let uptime = self.known().uptime.get(vm).copied().flatten();
-        let mut args = request::vm(vm)?;
-        args["credential_file"] = json!(file);
-        let look: GuestLook =
-            self.powershell.call("ask-windows-guest", &args, self.options.step).await?.map_err(refused)?;
-        let mut devices: BTreeMap<PciId, GuestDevices> = BTreeMap::new();
-        for device in look.devices {
-            let Some(Ok(id)) = device.instance_id.map(|id| id.parse::<answer::InstanceId>()) else { continue };
-            let seen = devices.entry(id.pci).or_default();
-            seen.visible += 1;
-            seen.driver_bound += u32::from(device.problem == Some(0));
-        }
-        self.known().guests.insert(vm.clone(), (uptime, devices));
-        Ok(())
-    }
 }
 
 /// What the script refused or the host failed.
@@ -201,7 +185,7 @@ fn refused(failure: Failure) -> DriverError {
         Kind::NotThere => DriverError::NotThere(text),
         Kind::Invalid | Kind::Refused | Kind::Unconfirmed => DriverError::Failed(text),
         Kind::Failed => match failure.class() {
-            Some(StepErrorClass::Forbidden) => DriverError::Hopeless(text),
+            Some(StepErrorClass::Forbidden) => DriverError::Forbidden(text),
             Some(StepErrorClass::NotThere) => DriverError::NotThere(text),
             Some(StepErrorClass::Failed | StepErrorClass::TimedOut | StepErrorClass::NoEffect) | None => {
                 DriverError::Failed(text)
@@ -250,6 +234,7 @@ impl HostDriver for HyperV {
         }
         let mut known = self.known();
         known.guests.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id && vm.state == VmState::Running));
+        known.ways.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id));
         known.uptime = look.vms.iter().map(|vm| (vm.id.clone(), vm.uptime_seconds)).collect();
         let host = known.host.as_ref().map(|host| host.reasons.clone()).unwrap_or_default();
         let seen = view::view(&look, &host, &known.measured, &known.guests);

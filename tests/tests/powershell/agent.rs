@@ -220,6 +220,8 @@ fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as
     let Some(mut site) = Site::new("a whole placement on Hyper-V", &state)? else { return Ok(()) };
     let credential = site.host.dir().join("guest.xml");
     std::fs::write(&credential, json!({ "user": "admin", "password": "Geheim-4711" }).to_string())?;
+    #[cfg(unix)]
+    std::fs::set_permissions(&credential, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     site.settings = vec!["--hyperv-guest-credential".to_owned(), credential.display().to_string()];
     site.start_agent()?;
 
@@ -248,6 +250,79 @@ fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as
     assert!(!log.contains("Geheim"), "the password is in the log");
     assert!(!log.contains("ERROR"), "{log}");
     Ok(())
+}
+
+/// The guest is asked again and again until it shows the driver; meanwhile the placement says what is missing.
+#[test]
+#[cfg(unix)]
+fn a_linux_guest_must_show_its_driver_before_the_placement_is_active() -> anyhow::Result<()> {
+    const TEST: &str = "a Linux guest on Hyper-V";
+    const SEEN: &str = "48e0:00:00.0 3D controller [0302]: NVIDIA Corporation GA107GL [A2 / A16] [10de:25b6] (rev a1)\n\
+                        \tSubsystem: NVIDIA Corporation Device [10de:157e]\n";
+    let mut state = usual();
+    // Its first adapter has no network yet.
+    vm_in(&mut state, UBUNTU)["addresses"] = json!([["169.254.7.7"], []]);
+    let Some(sshd) = berth_tests::sshd::program(TEST) else { return Ok(()) };
+    let Some(mut site) = Site::new(TEST, &state)? else { return Ok(()) };
+    let guest = berth_tests::sshd::Guest::start(&sshd)?;
+    guest.complains("hv_pci 5a5f0867-48e0-4d7f-9442-885aee2d538b: Need 0x802000000 of high MMIO space. Consider\n")?;
+    let told = |name: &str, value: String| [format!("--hyperv-guest-{name}"), value];
+    site.settings = [
+        told("user", guest.user()?),
+        told("identity", guest.identity().display().to_string()),
+        told("known-hosts", guest.known_hosts().display().to_string()),
+        told("port", guest.port().to_string()),
+    ]
+    .concat();
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2", "--verify", "driver-bound"])?;
+    // Each reason in its turn, while the placement stays where it is.
+    let waits = |site: &Site, words: &str| -> anyhow::Result<()> {
+        let mut last = String::new();
+        let said = wait_until(PATIENCE, || {
+            let placement = site.berth(&["get", "placements", "one", "-o", "json"])?.json().unwrap_or_default();
+            ensure!(["PHASE_FAILED", "PHASE_ACTIVE"].iter().all(|phase| placement["phase"] != *phase), "{placement:#}");
+            last = site.ok(&["describe", "placement", "one"])?.stdout;
+            // It may be broken over lines.
+            Ok(last.split_whitespace().collect::<Vec<_>>().join(" ").contains(words))
+        })?;
+        ensure!(said, "{words:?} is not said: {last}\n{}", site.log());
+        Ok(())
+    };
+    waits(&site, "the guest tells no address")?;
+    site.host.change(|state| vm_in(state, UBUNTU)["addresses"] = json!([["169.254.7.7"], ["127.0.0.1"]]))?;
+    waits(&site, "does not prove to be this VM's guest")?;
+    guest.known_as(&[UBUNTU])?;
+    waits(&site, "the guest shows 0 of 1 devices 10de:25b6:10de:157e; its system needs 0x802000000 bytes")?;
+    guest.complains("")?;
+    guest.shows(SEEN)?;
+    waits(&site, "a driver runs only 0 of 1: install the vendor's driver")?;
+    guest.shows(&format!("{SEEN}\tKernel driver in use: nvidia\n"))?;
+    site.wait_active("one")?;
+    site.release("one")?;
+    vm_in(&mut state, UBUNTU)["addresses"] = json!([["169.254.7.7"], ["127.0.0.1"]]);
+    site.as_before(&state)?;
+    let log = site.log();
+    assert!(!log.contains("PRIVATE KEY") && !log.contains("ERROR"), "{log}");
+    assert_eq!(site.powershells().len(), 1, "{log}");
+    Ok(())
+}
+
+/// Without a way into guests nothing is tried over and over: the reason comes at once, and all is given back.
+#[test]
+fn a_host_without_a_way_into_guests_says_so_at_once() -> anyhow::Result<()> {
+    let state = usual();
+    let Some(mut site) = Site::new("no way into guests on Hyper-V", &state)? else { return Ok(()) };
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2", "--verify", "visible"])?;
+    let mut last = Value::Null;
+    let failed = wait_until(PATIENCE, || {
+        last = site.berth(&["get", "placements", "one", "-o", "json"])?.json().unwrap_or_default();
+        Ok(last["phase"] == "PHASE_FAILED")
+    })?;
+    ensure!(failed && last["undone"] == json!(true), "{last:#}\n{}", site.log());
+    ensure!(last.to_string().contains("no guest can be asked here"), "{last:#}");
+    site.as_before(&state)
 }
 
 #[test]

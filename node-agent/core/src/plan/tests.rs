@@ -1,11 +1,14 @@
 //! Each decision of the planner by itself, then whole ways by steps carried out on a small model of a host.
 
 use super::*;
+use crate::guest::{GuestDevices, GuestView};
 use crate::observed::VmView;
 use berth_model::VmId;
 use berth_model::desired::DesiredGpu;
 use berth_model::gpu::{Finding, Fingerprint, GpuHealth, ObservedGpu, QuarantineReason, Survey, Verdict};
 use berth_model::node::BootId;
+use berth_model::pci::PciId;
+use berth_model::request::VerifyLevel;
 use berth_model::vm::{ObservedVm, VmDevice};
 use expect_test::{Expect, expect};
 use std::collections::{BTreeMap, BTreeSet};
@@ -302,7 +305,8 @@ fn attaching_goes_step_by_step_from_what_is_seen() {
 fn the_guest_is_asked_as_far_as_wanted() {
     let guest = |visible, driver_bound| {
         let id = desired(Intent::Attached).gpus[0].fingerprint.id;
-        Some(BTreeMap::from([(PciId { subsystem: None, ..id }, GuestDevices { visible, driver_bound })]))
+        let devices = BTreeMap::from([(PciId { subsystem: None, ..id }, GuestDevices { visible, driver_bound })]);
+        Some(GuestView { devices, complaints: Vec::new() })
     };
     let ask = |verify, guest, want: Expect| {
         let change = |v: &mut HostView, d: &mut DesiredPlacement, _: &mut Memory| {
@@ -513,7 +517,8 @@ fn carry_out(view: &mut HostView, step: &Step) {
         Step::Verify { .. } => {
             let seen = GuestDevices { visible: 1, driver_bound: 1 };
             let id = desired(Intent::Attached).gpus[0].fingerprint.id;
-            on_vm(&mut |vm| vm.guest = Some(BTreeMap::from([(id, seen)])));
+            let guest = GuestView { devices: BTreeMap::from([(id, seen)]), complaints: Vec::new() };
+            on_vm(&mut |vm| vm.guest = Some(guest.clone()));
         }
         Step::DetachStale { .. } => on_vm(&mut |vm| vm.vm.devices.retain(|d| *d != VmDevice::Stale)),
         Step::Disable { address } | Step::Mount { address } => {

@@ -1,6 +1,7 @@
 //! One placement's work: where it stands between looks, attempts, pauses and what was reported.
 
 use super::Pace;
+use crate::guest;
 use crate::memory::Memory;
 use crate::observed::HostView;
 use crate::plan::{Next, plan};
@@ -187,7 +188,9 @@ impl Job {
         let tried = self.attempts.get(&key).copied().unwrap_or(0);
         let error = match self.ended.take() {
             // It ended and the look shows it is still to be done.
-            Some((ended, error)) if ended == key => Some(error.unwrap_or_else(|| no_effect(&step))),
+            Some((ended, error)) if ended == key => {
+                Some(error.unwrap_or_else(|| no_effect(&step, &self.desired, view)))
+            }
             Some(_) | None => None,
         };
         if let Some(error) = error {
@@ -200,7 +203,7 @@ impl Job {
         }
         if tried >= pace.attempts_at(key.0) && !self.stranded {
             // Done and undone again by somebody, over and over.
-            let error = self.last_error.take().unwrap_or_else(|| no_effect(&step));
+            let error = self.last_error.take().unwrap_or_else(|| no_effect(&step, &self.desired, view));
             return self.give_up(key.0, error, pace, now);
         }
         if let Step::ConfigureVm { vm, .. } = &step
@@ -231,9 +234,13 @@ impl Job {
     }
 }
 
-fn no_effect(step: &Step) -> StepError {
+fn no_effect(step: &Step, desired: &DesiredPlacement, view: &HostView) -> StepError {
     let text = match step {
-        Step::Verify { .. } => "the guest does not show the GPUs as wanted".to_owned(),
+        Step::Verify { vm } => {
+            let guest = view.vms.get(vm).and_then(|vm| vm.guest.as_ref());
+            let lack = guest::shortfall(desired, guest).map(|lack| lack.to_string());
+            lack.unwrap_or_else(|| "the guest does not show the GPUs as wanted".to_owned())
+        }
         Step::MakeStandalone { .. }
         | Step::StopVm { .. }
         | Step::ConfigureVm { .. }

@@ -3,11 +3,13 @@
 //!
 //! Must never panic on anything that stands in a line, and never fill in what is not there.
 
+mod guest;
 mod look;
 mod survey;
 
+pub(super) use guest::{GuestAddresses, GuestLook};
 pub(super) use look::{Function, InstanceId, Listed, Look, Pooled, Vm};
-pub(super) use survey::{Device, GuestLook, HostWords, Survey};
+pub(super) use survey::{Device, HostWords, Survey};
 
 use berth_model::errors;
 use berth_model::placement::StepErrorClass;

@@ -4,7 +4,8 @@
 
 use super::answer::{Device, Function, InstanceId, Listed, Look, Pooled, Vm};
 use berth_agent_core::cards;
-use berth_agent_core::observed::{GuestDevices, HostView, VmView};
+use berth_agent_core::guest::GuestView;
+use berth_agent_core::observed::{HostView, VmView};
 use berth_model::ModelName;
 use berth_model::VmId;
 use berth_model::gpu::{
@@ -48,7 +49,7 @@ const GPU_VENDORS: [u16; 2] = [0x10de, 0x1002];
 /// What was measured so far, by place. It holds for the device that was there then.
 pub(super) type Measured = BTreeMap<LocationPath, Device>;
 /// What guests showed when they were last asked, with how long they had run.
-pub(super) type Guests = BTreeMap<VmId, (Option<u64>, BTreeMap<PciId, GuestDevices>)>;
+pub(super) type Guests = BTreeMap<VmId, (Option<u64>, GuestView)>;
 
 /// One function, wherever it is.
 struct Part<'a> {
@@ -284,7 +285,7 @@ fn vm_view(vm: &Vm, guests: &Guests) -> VmView {
             devices: vm.devices.iter().map(device).collect(),
         },
         settings: vm.settings.clone(),
-        guest: guest.map(|(_, devices)| devices.clone()),
+        guest: guest.map(|(_, guest)| guest.clone()),
     }
 }
 

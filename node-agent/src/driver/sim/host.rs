@@ -11,13 +11,14 @@ mod steps;
 use super::faults::{Faults, LookFault};
 use super::spec::{GpuSpec, HostSpec, VmSpec};
 use crate::driver::DriverError;
-use berth_agent_core::observed::{GuestDevices, HostView, VmMemory, VmSettings, VmView};
+use berth_agent_core::guest::GuestView;
+use berth_agent_core::observed::{HostView, VmMemory, VmSettings, VmView};
 use berth_agent_core::step::Step;
 use berth_model::gpu::{Fingerprint, GpuHealth, GpuState, HostDriver, ObservedGpu, Verdict};
 use berth_model::id::VmName;
 use berth_model::mmio::{required_high, required_low};
 use berth_model::node::{BootId, HostFacts};
-use berth_model::pci::{DeviceAddress, PciId};
+use berth_model::pci::DeviceAddress;
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
 use berth_model::{NodeName, VmId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -294,10 +295,10 @@ impl Host {
     }
 
     /// What the guest shows: GPUs by PCI id.
-    fn guest(&self, vm: &Vm) -> BTreeMap<PciId, GuestDevices> {
-        let mut guest: BTreeMap<PciId, GuestDevices> = BTreeMap::new();
+    fn guest(&self, vm: &Vm) -> GuestView {
+        let mut guest = GuestView::default();
         for record in vm.devices.iter().filter(|record| self.slots.contains_key(&record.address)) {
-            let seen = guest.entry(record.card.id).or_default();
+            let seen = guest.devices.entry(record.card.id).or_default();
             seen.visible += 1;
             seen.driver_bound += u32::from(vm.guest_driver);
         }

@@ -234,7 +234,7 @@ fn the_guest_is_seen_once_asked() {
     assert_eq!(host.look().vms[&vm(1)].guest, None);
     does(&mut host, &Step::Verify { vm: vm(1) });
     let guest = host.look().vms[&vm(1)].guest.clone().unwrap();
-    assert_eq!(guest.values().map(|d| (d.visible, d.driver_bound)).collect::<Vec<_>>(), [(1, 1)]);
+    assert_eq!(guest.devices.values().map(|d| (d.visible, d.driver_bound)).collect::<Vec<_>>(), [(1, 1)]);
 }
 
 #[test]

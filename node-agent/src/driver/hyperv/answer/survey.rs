@@ -1,7 +1,7 @@
-//! Measured facts of a host and its devices, as the script tells them; and what a guest says of its own.
+//! Measured facts of a host and its devices, as the script tells them.
 
 use super::look::{InstanceId, boot};
-use super::{IgnoredAnyValue, MAX_DEVICES, parsed};
+use super::{MAX_DEVICES, parsed};
 use berth_model::gpu::{Finding, SerialNumber};
 use berth_model::id::ClusterName;
 use berth_model::node::BootId;
@@ -174,22 +174,4 @@ fn device(raw: RawDevice) -> Result<Device, String> {
         serial: raw.serial.and_then(|text| SerialNumber::new(text).ok()),
         reasons: findings(&raw.reasons)?,
     })
-}
-
-/// What a Windows guest says it has.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::driver::hyperv) struct GuestLook {
-    pub(in crate::driver::hyperv) devices: Vec<GuestDevice>,
-}
-
-/// One PCI device in a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::driver::hyperv) struct GuestDevice {
-    /// A guest says what it likes; what is no instance id is no device of ours.
-    pub(in crate::driver::hyperv) instance_id: Option<String>,
-    name: Option<IgnoredAnyValue>,
-    status: Option<IgnoredAnyValue>,
-    pub(in crate::driver::hyperv) problem: Option<u64>,
 }
