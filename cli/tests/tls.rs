@@ -176,6 +176,7 @@ async fn greet(channel: Channel, node: &str) -> Status {
             cpu_milli: 1000,
             memory_bytes: 1 << 30,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         },
         ledger_term: 0,
         ledger_generation: 0,

@@ -171,6 +171,7 @@ pub(crate) fn hello(name: &str) -> Hello {
             cpu_milli: 64_000,
             memory_bytes: 256 << 30,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         },
         ledger_term: 0,
         ledger_generation: 0,

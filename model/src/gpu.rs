@@ -214,7 +214,8 @@ pub enum Finding {
     LineInterruptsOnly,
     /// Firmware kept control of PCI Express.
     FirmwareKeepsPcie,
-    /// The host has no usable IOMMU.
+    /// The host says that it cannot give devices to VMs (Hyper-V's `IovSupport`). Its maker's survey takes that for a no,
+    /// its newer pages for a warning ("you might encounter issues"), so a node's policy may accept it.
     NoIommu,
     /// This host edition cannot assign devices.
     HostEdition,
@@ -251,14 +252,14 @@ impl Finding {
         }
     }
 
-    /// Whether a node's policy may allow it all the same. Dismounting by force overrides ACS, nothing else.
+    /// Whether a node's policy may allow it all the same: dismounting by force overrides ACS, a boot display is a loss to
+    /// whoever looks at it, and what the host says of its IOMMU is disputed. All else cannot work.
     pub fn overridable(self) -> bool {
         match self {
-            Self::NoAcs | Self::BootDisplay => true,
+            Self::NoAcs | Self::BootDisplay | Self::NoIommu => true,
             Self::ReservedMemory
             | Self::LineInterruptsOnly
             | Self::FirmwareKeepsPcie
-            | Self::NoIommu
             | Self::HostEdition
             | Self::NotAssignableKind => false,
         }
@@ -272,7 +273,7 @@ impl fmt::Display for Finding {
             Self::NoAcs => "its traffic may be redirected to other devices: no access control (ACS) on the way up",
             Self::LineInterruptsOnly => "it has only line-based interrupts",
             Self::FirmwareKeepsPcie => "firmware kept control of PCI Express",
-            Self::NoIommu => "the host has no usable IOMMU",
+            Self::NoIommu => "the host says that it cannot give devices to VMs (IovSupport is false)",
             Self::HostEdition => "this edition of the host's system cannot assign devices",
             Self::BootDisplay => "the host's boot display is on it",
             Self::NotAssignableKind => "it is not a kind of device that can be assigned",
@@ -350,8 +351,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_force_overrides_is_overridable() {
+    fn a_policy_may_accept_no_more_than_what_may_work() {
         let soft: Vec<_> = Finding::ALL.into_iter().filter(|f| f.overridable()).collect();
-        assert_eq!(soft, [Finding::NoAcs, Finding::BootDisplay]);
+        assert_eq!(soft, [Finding::NoAcs, Finding::NoIommu, Finding::BootDisplay]);
     }
 }

@@ -47,7 +47,15 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Most address space a VM can have above 4 GiB for devices, in bytes, where it was measured.
     pub mmio_high_cap_bytes: Option<u64>,
+    /// What people should know of it, a sentence each, at most [`MAX_NOTES`]: a policy that may be in the way, a survey that
+    /// failed and why. Nothing is decided by them.
+    pub notes: Vec<String>,
 }
+
+/// Most notes of one host: each is for a person to read.
+pub const MAX_NOTES: usize = 8;
+/// Longest note, in bytes: a sentence with an error of the host in it.
+pub const MAX_NOTE_BYTES: usize = 600;
 
 /// Tells one run of a host's operating system from the next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -45,7 +45,8 @@ impl From<DriverError> for StepError {
 /// A host that can be looked at and worked on. Every call is bounded by the driver's own deadline.
 #[async_trait]
 pub trait HostDriver: Send + Sync + 'static {
-    /// What the host is.
+    /// What the host is. Asked for after each complete look, so a driver has it at hand. A driver that could not find all
+    /// of it out says so in the notes rather than fail: an agent without facts cannot speak for its host.
     async fn facts(&self) -> Result<HostFacts, DriverError>;
 
     /// One complete look. An error means: nothing is known, and nothing may be concluded.

@@ -28,9 +28,10 @@ use tracing::Instrument as _;
 /// Bounds on the calls to a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// One look at the host. A busy host with a thousand VMs takes tens of seconds, and a driver that first has to start
-    /// something and to measure everything takes several times that. Drivers have limits of their own; this one cuts off
-    /// what has got stuck elsewhere.
+    /// One look at the host. Drivers have limits of their own, for what they ask of the host; this one cuts off what has
+    /// got stuck elsewhere, so it is longer than the longest look of any driver. A Hyper-V host's waits for the step under
+    /// way (at most 290 s, and 10 s to end what hangs), starts a PowerShell (90 s), looks (100 s) and surveys (100 s, and
+    /// 10 s to end it): cut off before that, a slow host would never be seen, however often it is tried.
     pub look: Duration,
     /// A step that waits for a guest: shutting down alone may take five minutes before it is forced.
     pub guest_step: Duration,
@@ -45,7 +46,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            look: Duration::from_secs(300),
+            look: Duration::from_secs(600),
             guest_step: Duration::from_secs(600),
             host_step: Duration::from_secs(300),
             steps: 8,
@@ -260,21 +261,21 @@ impl Reconcile {
         self.taken = orders;
     }
 
-    /// Begins a look. The facts are asked for, too, as long as they are not known for this boot.
+    /// Begins a look. The facts are asked for each time: a driver has them at hand, and they can change.
     fn look(&self) -> BoxFuture<'static, Looked> {
         let driver = Arc::clone(&self.driver);
         let limit = self.limits.look;
-        let known = self.host.borrow().clone();
+        let known = self.host.borrow().is_some();
         Box::pin(async move {
             let view = bounded(limit, driver.observe()).await.map_err(|error| error.to_string());
             let facts = match &view {
-                Ok(view) if known.is_none_or(|host| host.boot != view.boot) => {
-                    bounded(limit, driver.facts()).await.map_err(|error| error.to_string())
-                }
-                Ok(_) | Err(_) => return (view, None),
+                Ok(_) => bounded(limit, driver.facts()).await.map_err(|error| error.to_string()),
+                Err(_) => return (view, None),
             };
             match facts {
                 Ok(facts) => (view, Some(facts)),
+                // What it said before still holds.
+                Err(_) if known => (view, None),
                 // Without its facts the agent cannot speak for the host; the look counts as failed and is repeated.
                 Err(why) => (Err(format!("the host does not say what it is: {why}")), None),
             }

@@ -156,6 +156,7 @@ pub fn host(functions: Vec<Value>, vms: Vec<Value>) -> Value {
             "computer": "NODE1", "system": "Microsoft Windows Server 2022 Datacenter", "version": "10.0.20348",
             "product_type": 3, "sku": 8, "boot_seconds": 1_795_500_723, "processors": 64,
             "memory_bytes": 549_755_813_888_u64, "iov_support": true, "iov_support_reasons": null,
+            "policy": null,
         },
         "functions": functions, "vms": vms,
     })

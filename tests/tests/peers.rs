@@ -144,6 +144,7 @@ impl Site {
                 cpu_milli: 64_000,
                 memory_bytes: 1 << 39,
                 mmio_high_cap_bytes: None,
+                notes: Vec::new(),
             },
             gpus: (1..5).map(gpu).collect(),
             vms: vec![],

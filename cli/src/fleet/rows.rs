@@ -121,6 +121,7 @@ fn node(row: Row) -> Result<Node, (String, String)> {
         cpu_milli,
         memory_bytes,
         mmio_high_cap_bytes: None,
+        notes: Vec::new(),
     };
     Ok(Node { name, facts, gpus, vms: Vec::new(), timing: Timing::default() })
 }

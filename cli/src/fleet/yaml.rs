@@ -168,6 +168,7 @@ fn node(found: &mut Found, defaults: &HostEntry, line: Option<u64>, path: &str, 
         cpu_milli: cpu_milli.unwrap_or_default(),
         memory_bytes: memory.0,
         mmio_high_cap_bytes: mmio_high_cap.or(defaults.mmio_high_cap).map(|size| size.0),
+        notes: Vec::new(),
     };
     let several = names.len() > 1;
     for name in names {

@@ -84,6 +84,7 @@ fn facts() -> HostFacts {
         cpu_milli: 64_000,
         memory_bytes: 256 << 30,
         mmio_high_cap_bytes: None,
+        notes: Vec::new(),
     }
 }
 

@@ -63,7 +63,7 @@ impl Tracker {
     ) -> Result<HostView, String> {
         self.judge(&view, memory)?;
         self.track_gpus(&mut view, wanted.clone(), memory);
-        self.track_companions(&mut view);
+        self.track_companions(&mut view, memory);
         let remembered: Vec<_> = memory.original.keys().cloned().collect();
         self.track_vms(&mut view, wanted.map(|p| &p.vm).chain(&remembered));
         // A device in the pool that a VM listed a moment ago is not free because that VM does not show.
@@ -160,7 +160,7 @@ impl Tracker {
         }
     }
 
-    fn track_companions(&mut self, view: &mut HostView) {
+    fn track_companions(&mut self, view: &mut HostView, memory: &mut Memory) {
         for (address, state) in &view.companions {
             self.companions.insert(address.clone(), Seen { last: state.clone(), misses: 0 });
         }
@@ -175,6 +175,22 @@ impl Tracker {
             let seen = self.companions.entry(address.clone()).or_insert(Seen { last: GpuState::Unknown, misses: 0 });
             let gone = miss(seen);
             view.companions.insert(address.clone(), absent(view.vms.values(), &address, gone));
+        }
+        // A function that firmware took off a card which is measured without it is none of the card's any more.
+        for gpu in view.gpus.values_mut().filter(|gpu| matches!(gpu.state, GpuState::Host { .. })) {
+            let gone = |address: &DeviceAddress| view.companions.get(address) == Some(&GpuState::Missing);
+            if gpu.survey.verdict == Verdict::NotMeasured || !gpu.survey.companions.iter().any(gone) {
+                continue;
+            }
+            gpu.survey.companions.retain(|address| !gone(address));
+            if let Some(known) =
+                memory.known.get_mut(&gpu.address).filter(|k| k.fingerprint.matches(&gpu.survey.fingerprint))
+            {
+                known.companions.clone_from(&gpu.survey.companions);
+            }
+            if let Some(seen) = self.gpus.get_mut(&gpu.address) {
+                seen.last.survey.companions.clone_from(&gpu.survey.companions);
+            }
         }
     }
 
@@ -249,7 +265,12 @@ fn recognise(gpu: &mut ObservedGpu, memory: &mut Memory) {
         Some(known) => {
             let serial = known.fingerprint.serial.clone();
             if measured || known.verdict == Verdict::NotMeasured {
-                *known = gpu.survey.clone();
+                // A function on its way between host and pool shows nowhere. An agent that starts just then must not forget
+                // it, or nobody gives it back; when it is surely gone, `track_companions` takes it out.
+                let before = std::mem::replace(known, gpu.survey.clone());
+                known.companions.extend(before.companions);
+                known.companions.sort();
+                known.companions.dedup();
                 known.fingerprint.serial = known.fingerprint.serial.take().or(serial);
             }
             gpu.survey = known.clone();

@@ -5,6 +5,7 @@
 //!
 //! [hyperv]                                        # all of it optional
 //! force = false                                   # dismount devices without a mitigation driver all the same
+//! accept = []                                     # findings that do not keep a device back: NoAcs, NoIommu, BootDisplay
 //! look_seconds = 100                              # how long a look may take
 //! step_seconds = 200                              # and one step
 //! shutdown_seconds = 320                          # and a guest's shutdown, before its VM is turned off
@@ -22,6 +23,7 @@
 mod guest;
 
 use crate::driver::hyperv::Options;
+use berth_model::gpu::Finding;
 use berth_model::mmio::HIGH_BASE_BYTES;
 use clap::Args;
 use serde::Deserialize;
@@ -38,6 +40,9 @@ pub(super) struct Layer {
     /// With the driver hyperv: whether to dismount with -Force.
     #[arg(long = "hyperv-force", value_name = "BOOL")]
     force: Option<bool>,
+    /// With the driver hyperv: findings of surveys that do not keep a device from being offered.
+    #[arg(long = "hyperv-accept", value_name = "FINDING", value_delimiter = ',')]
+    accept: Option<Vec<String>>,
     /// With the driver hyperv: how long a look may take.
     #[arg(long = "hyperv-look-seconds", value_name = "SECONDS")]
     look_seconds: Option<u32>,
@@ -57,7 +62,8 @@ pub(super) struct Layer {
 
 /// Names of the variables, for whoever misspells one.
 pub(super) fn variables() -> String {
-    let own = "_HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, \
+    let own = "_HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_ACCEPT, _HYPERV_LOOK_SECONDS, \
+               _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, \
                _HYPERV_MMIO_HIGH_CAP_MIB";
     format!("{own}, {}", guest::VARIABLES)
 }
@@ -86,6 +92,10 @@ impl Layer {
         Some(match name {
             "POWERSHELL" => read(&mut self.powershell, value, "a path"),
             "FORCE" => read(&mut self.force, value, "true or false"),
+            "ACCEPT" => {
+                self.accept = Some(value.split(',').map(|name| name.trim().to_owned()).collect());
+                Ok(())
+            }
             "LOOK_SECONDS" => read(&mut self.look_seconds, value, seconds),
             "STEP_SECONDS" => read(&mut self.step_seconds, value, seconds),
             "SHUTDOWN_SECONDS" => read(&mut self.shutdown_seconds, value, seconds),
@@ -127,6 +137,23 @@ pub(super) fn options(
         problem(setting, why);
     };
     options.force = layers.iter().find_map(|l| l.force).unwrap_or(options.force);
+    let may: Vec<_> = Finding::ALL.into_iter().filter(|finding| finding.overridable()).collect();
+    for name in layers.iter().find_map(|l| l.accept.as_ref()).into_iter().flatten() {
+        match may.iter().find(|finding| finding.name() == name) {
+            Some(finding) => options.accept.push(*finding),
+            None => {
+                let names: Vec<_> = may.iter().map(|finding| finding.name()).collect();
+                bad(
+                    "hyperv.accept",
+                    format!("{name:?} is nothing that can be accepted; there are {}", names.join(", ")),
+                );
+            }
+        }
+    }
+    // What force overrides is no reason against a device either.
+    if options.force && !options.accept.contains(&Finding::NoAcs) {
+        options.accept.push(Finding::NoAcs);
+    }
     // Relative ones would be somewhere else each time it is started.
     if !options.powershell.is_absolute() {
         bad("hyperv.powershell", format!("{} is not a whole path", options.powershell.display()));
@@ -194,6 +221,17 @@ mod tests {
         assert_eq!(read("", Some("/w")).unwrap(), usual);
     }
 
+    /// The longest look that these settings allow ends by its own limits, not by the reconcile loop's.
+    #[test]
+    fn the_longest_look_is_not_cut_off() {
+        use crate::driver::hyperv::{END, START};
+        let most = |name: &str| {
+            MOST.iter().find(|(of, _)| *of == name).map(|(_, seconds)| Duration::from_secs((*seconds).into())).unwrap()
+        };
+        let longest = most("step_seconds") + END + START + 2 * most("look_seconds") + END;
+        assert!(longest <= crate::reconcile::Limits::default().look, "{longest:?}");
+    }
+
     #[test]
     fn what_cannot_be_is_named_with_what_to_do() {
         refuse(
@@ -216,6 +254,17 @@ mod tests {
                 hyperv.step_seconds: 291 is not from 2 to 290
                 hyperv.mmio_high_cap_mib: 64 is not from 512 to 4294967296
             "#]],
+        );
+        refuse(
+            "accept = [\"NoAcs\", \"HostEdition\"]\n",
+            Some("/w"),
+            &expect![[r#"
+            hyperv.accept: "HostEdition" is nothing that can be accepted; there are NoAcs, NoIommu, BootDisplay
+        "#]],
+        );
+        assert_eq!(
+            read("accept = [\"NoIommu\"]\nforce = true", Some("/w")).unwrap().accept,
+            [Finding::NoIommu, Finding::NoAcs]
         );
         assert!(read("command = \"Get-VM\"\n", Some("/w")).unwrap_err().contains("unknown field"));
         assert!(read("step_seconds = -1\n", Some("/w")).is_err());

@@ -194,6 +194,7 @@ fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
         cpu_milli: u64::from(cpu_cores) * 1000,
         memory_bytes: u64::from(memory_gib) << 30,
         mmio_high_cap_bytes: mmio_high_cap_mib.map(|mib| mib.saturating_mul(1 << 20)),
+        notes: Vec::new(),
     };
     let delays = Delays { step: Duration::from_millis(step_ms.into()), ..Delays::default() };
     Ok((HostSpec { node: node.clone(), facts, gpus, vms }, delays))

@@ -4,6 +4,7 @@
 //! from an answer that a step worked (the brain looks again), nor send anything but names and arguments.
 
 mod answer;
+mod facts;
 mod powershell;
 mod request;
 pub mod script;
@@ -17,11 +18,14 @@ use async_trait::async_trait;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::step::Step;
 use berth_model::VmId;
-use berth_model::node::{HostFacts, Platform};
+use berth_model::gpu::Finding;
+use berth_model::node::{BootId, HostFacts};
 use berth_model::placement::StepErrorClass;
 use berth_model::vm::{VmDevice, VmState};
 use berth_telemetry::names;
 use powershell::PowerShell;
+#[cfg(test)]
+pub(crate) use powershell::{END, START};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,6 +41,8 @@ pub struct Options {
     pub powershell: PathBuf,
     /// Whether devices without a mitigation driver, or without access control on their way, are dismounted all the same.
     pub force: bool,
+    /// Findings of surveys that do not keep a device from being offered. Only those count that a policy may accept.
+    pub accept: Vec<Finding>,
     /// The credential for Windows guests, as `Export-Clixml` writes it for the agent's own account.
     pub guest_credential: Option<PathBuf>,
     /// The most address space above 4 GiB that a VM can have here, in bytes, where somebody measured it. No cmdlet tells it.
@@ -57,11 +63,11 @@ impl Options {
         Self {
             powershell,
             force: false,
+            accept: Vec::new(),
             guest_credential: None,
             mmio_high_cap_bytes: None,
             guest_login: None,
-            // Some seconds for each of PnP, pool and a hundred VMs. A start, a look and a survey together stay below the
-            // reconcile loop's own limit for a look, or a slow host would be cut off at each attempt.
+            // Some seconds for each of PnP, pool and a hundred VMs.
             look: Duration::from_secs(100),
             // A device that hangs while it is dismounted takes a minute or two.
             step: Duration::from_secs(200),
@@ -104,7 +110,11 @@ pub struct HyperV {
 /// What is known beside the last look. All of it may be lost: it is measured, or asked for, again.
 #[derive(Debug, Default)]
 struct Known {
+    /// The boot, as the first look told it. This process ends with it, so it cannot change; what Windows says of it does,
+    /// when somebody sets the clock.
+    boot: Option<BootId>,
     host: Option<HostWords>,
+    survey: SurveyState,
     measured: view::Measured,
     guests: view::Guests,
     /// Which way into a VM's guest led to an answer last.
@@ -113,6 +123,32 @@ struct Known {
     stale: BTreeMap<VmId, usize>,
     /// How long each running VM has run, as the last look showed it.
     uptime: BTreeMap<VmId, Option<u64>>,
+}
+
+/// Where surveying stands.
+#[derive(Debug, Default)]
+struct SurveyState {
+    /// What the last one could not find out, for people.
+    unknown: Vec<String>,
+    /// How many in a row left something open.
+    open: u32,
+    /// No other one before then.
+    not_before: Option<Instant>,
+}
+
+impl SurveyState {
+    /// A survey costs a host far more than a look: after one that left something open, the next one waits, twice as long
+    /// each time.
+    const FIRST_PAUSE: Duration = Duration::from_secs(30);
+    /// Whatever keeps it from being found out is a person's work by then.
+    const LONGEST_PAUSE: Duration = Duration::from_secs(900);
+
+    fn ended(&mut self, unknown: Vec<String>, open: bool, now: Instant) {
+        self.unknown = unknown;
+        self.open = if open { self.open.saturating_add(1) } else { 0 };
+        let pause = Self::FIRST_PAUSE.saturating_mul(1 << self.open.saturating_sub(1).min(8));
+        self.not_before = open.then(|| now + pause.min(Self::LONGEST_PAUSE));
+    }
 }
 
 impl HyperV {
@@ -128,20 +164,40 @@ impl HyperV {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn survey(&self) -> Result<(), DriverError> {
-        let survey: Survey = self.powershell.call("survey", &json!({}), self.options.look).await?.map_err(refused)?;
-        let mut known = self.known();
-        if known.host.as_ref().is_none_or(|host| host.boot != survey.host.boot) {
-            let texts = &survey.host.iov_texts;
-            if !survey.host.reasons.is_empty() || !texts.is_empty() {
-                tracing::warn!(reasons = ?survey.host.reasons, says = ?texts, "this host says it cannot assign devices");
+    /// Measures what this look shows and was not measured yet. Whatever goes wrong with it, the look stands: what could not
+    /// be measured is told as not measured, and why in the host's notes.
+    async fn survey(&self, look: &Look) {
+        {
+            let known = self.known();
+            let needed = known.host.is_none() || view::needs_survey(look, &known.measured);
+            if !needed || known.survey.not_before.is_some_and(|at| Instant::now() < at) {
+                return;
             }
-            // Another boot: devices may be others.
-            known.measured.clear();
         }
-        known.host = Some(survey.host);
-        view::measure(&mut known.measured, survey.devices);
-        Ok(())
+        let survey = match self.powershell.call::<Survey>("survey", &json!({}), self.options.look).await {
+            Ok(Ok(survey)) => Ok(survey),
+            Ok(Err(failure)) => Err(failure.to_string()),
+            Err(lost) => Err(lost.to_string()),
+        };
+        let mut known = self.known();
+        let unknown = match survey {
+            Ok(Survey { host, devices, unknown }) => {
+                if let Some(host) = host {
+                    if known.host.as_ref() != Some(&host) && !(host.reasons.is_empty() && host.iov_texts.is_empty()) {
+                        tracing::warn!(reasons = ?host.reasons, says = ?host.iov_texts, "this host says it cannot assign devices");
+                    }
+                    known.host = Some(host);
+                }
+                view::measure(&mut known.measured, devices);
+                unknown
+            }
+            Err(why) => vec![why],
+        };
+        if !unknown.is_empty() && known.survey.unknown != unknown {
+            tracing::warn!(?unknown, "a survey of this host left something open");
+        }
+        let open = !unknown.is_empty() || known.host.is_none() || view::needs_survey(look, &known.measured);
+        known.survey.ended(unknown, open, Instant::now());
     }
 
     async fn step(&self, op: &'static str, args: &Value) -> Result<(), DriverError> {
@@ -201,43 +257,25 @@ impl HostDriver for HyperV {
     }
 
     async fn facts(&self) -> Result<HostFacts, DriverError> {
-        if self.known().host.is_none() {
-            self.survey().await?;
-        }
         let module = self.powershell.hello().and_then(|hello| hello.modules.get("Hyper-V").cloned().flatten());
         let known = self.known();
-        let host = known.host.as_ref().ok_or_else(|| DriverError::Failed("the host was not surveyed".to_owned()))?;
-        let mut system = format!("{} {}", host.system, host.version);
-        if let Some(version) = module {
-            system.push_str(", Hyper-V module ");
-            system.push_str(&version);
-        }
-        Ok(HostFacts {
-            platform: Platform::HyperV,
-            system,
-            cluster: host.cluster.clone(),
-            cpu_milli: host.logical_processors.saturating_mul(1000),
-            memory_bytes: host.memory_bytes,
-            mmio_high_cap_bytes: self.options.mmio_high_cap_bytes,
-        })
+        let mut facts =
+            facts::facts(known.host.as_ref(), module.as_deref(), &known.survey.unknown, &self.options.accept);
+        facts.mmio_high_cap_bytes = self.options.mmio_high_cap_bytes;
+        Ok(facts)
     }
 
     async fn observe(&self) -> Result<HostView, DriverError> {
         let look: Look = self.powershell.call("observe", &json!({}), self.options.look).await?.map_err(refused)?;
-        let fresh = {
-            let known = self.known();
-            known.host.as_ref().is_some_and(|host| host.boot == look.boot)
-                && !view::needs_survey(&look, &known.measured)
-        };
-        if !fresh {
-            self.survey().await?;
-        }
+        self.survey(&look).await;
         let mut known = self.known();
         known.guests.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id && vm.state == VmState::Running));
         known.ways.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id));
         known.uptime = look.vms.iter().map(|vm| (vm.id.clone(), vm.uptime_seconds)).collect();
-        let host = known.host.as_ref().map(|host| host.reasons.clone()).unwrap_or_default();
-        let seen = view::view(&look, &host, &known.measured, &known.guests);
+        let boot = known.boot.get_or_insert_with(|| look.boot.clone()).clone();
+        let reasons = known.host.as_ref().map(|host| host.reasons.clone()).unwrap_or_default();
+        let host = view::Host { reasons: &reasons, accepted: &self.options.accept };
+        let seen = view::view(&look, &boot, &host, &known.measured, &known.guests);
         let stale = |devices: &[VmDevice]| devices.iter().filter(|device| matches!(device, VmDevice::Stale)).count();
         known.stale = seen.vms.iter().map(|(id, vm)| (id.clone(), stale(&vm.vm.devices))).collect();
         Ok(seen)
@@ -280,5 +318,22 @@ impl HostDriver for HyperV {
             Step::Mount { address } => self.step("mount", &request::device(address)?).await,
             Step::Enable { address } => self.step("enable", &request::device(address)?).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surveys_that_leave_something_open_come_ever_less_often() {
+        let (mut state, now) = (SurveyState::default(), Instant::now());
+        let mut pause = |open: bool| {
+            state.ended(Vec::new(), open, now);
+            state.not_before.map(|at| at.duration_since(now).as_secs())
+        };
+        let pauses: Vec<_> = (0..8).map(|_| pause(true)).collect();
+        assert_eq!(pauses, [30, 60, 120, 240, 480, 900, 900, 900].map(Some));
+        assert_eq!([pause(false), pause(true)], [None, Some(30)]);
     }
 }

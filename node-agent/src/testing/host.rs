@@ -230,6 +230,7 @@ impl HostDriver for FakeHost {
             cpu_milli: 1000,
             memory_bytes: 1 << 30,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         })
     }
 

@@ -1,13 +1,13 @@
 //! Times, durations, GPUs, VMs and hosts.
 
-use super::{At, FromWire, Invalid, enumeration, read, readable, text};
+use super::{At, FromWire, Invalid, cut, enumeration, read, readable, text};
 use crate::v1;
 use berth_model::gpu::{
     Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, QuarantineReason, SerialNumber,
     Survey, Verdict,
 };
 use berth_model::inventory::MAX_GPUS_PER_NODE;
-use berth_model::node::{HostFacts, Platform};
+use berth_model::node::{HostFacts, MAX_NOTE_BYTES, MAX_NOTES, Platform};
 use berth_model::request::Resources;
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
 use berth_model::{Timestamp, VmId};
@@ -383,7 +383,7 @@ impl FromWire<v1::ObservedVm> for ObservedVm {
 
 impl From<&HostFacts> for v1::HostFacts {
     fn from(model: &HostFacts) -> Self {
-        let HostFacts { platform, system, cluster, cpu_milli, memory_bytes, mmio_high_cap_bytes } = model;
+        let HostFacts { platform, system, cluster, cpu_milli, memory_bytes, mmio_high_cap_bytes, notes } = model;
         Self {
             platform: v1::Platform::from(*platform).into(),
             system: text(system),
@@ -391,16 +391,18 @@ impl From<&HostFacts> for v1::HostFacts {
             cpu_milli: *cpu_milli,
             memory_bytes: *memory_bytes,
             mmio_high_cap_bytes: *mmio_high_cap_bytes,
+            notes: notes.iter().take(MAX_NOTES).map(|note| cut(note, MAX_NOTE_BYTES)).collect(),
         }
     }
 }
 
 impl FromWire<v1::HostFacts> for HostFacts {
     fn read(wire: v1::HostFacts, at: At<'_>) -> Option<Self> {
-        let v1::HostFacts { platform, system, cluster, cpu_milli, memory_bytes, mmio_high_cap_bytes } = wire;
+        let v1::HostFacts { platform, system, cluster, cpu_milli, memory_bytes, mmio_high_cap_bytes, notes } = wire;
         let platform = at.field("platform").value(platform);
         let system = at.field("system").text(system);
         let cluster = at.field("cluster").optional(&cluster);
+        let notes = at.field("notes").list(notes, MAX_NOTES, |note, at| at.text(note));
         Some(Self {
             platform: platform?,
             system: system?,
@@ -408,6 +410,7 @@ impl FromWire<v1::HostFacts> for HostFacts {
             cpu_milli,
             memory_bytes,
             mmio_high_cap_bytes,
+            notes: notes?,
         })
     }
 }

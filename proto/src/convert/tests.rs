@@ -91,6 +91,7 @@ fn facts() -> HostFacts {
         cpu_milli: 64_000,
         memory_bytes: 512 << 30,
         mmio_high_cap_bytes: None,
+        notes: Vec::new(),
     }
 }
 
@@ -268,7 +269,12 @@ fn what_agents_and_store_exchange_round_trips() {
         round_trip::<ObservedVm, v1::ObservedVm>(&ObservedVm { state, ..vm() });
     }
     for platform in Platform::ALL {
-        round_trip::<HostFacts, v1::HostFacts>(&HostFacts { platform, mmio_high_cap_bytes: Some(0), ..facts() });
+        round_trip::<HostFacts, v1::HostFacts>(&HostFacts {
+            platform,
+            mmio_high_cap_bytes: Some(0),
+            notes: vec!["a policy".to_owned()],
+            ..facts()
+        });
     }
     round_trip::<HostFacts, v1::HostFacts>(&HostFacts { cluster: None, ..facts() });
     let cordon = Cordon { label: "ops".to_owned(), reason: "fans".to_owned(), since: Timestamp::from_millis(0) };

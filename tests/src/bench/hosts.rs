@@ -56,6 +56,7 @@ fn facts(number: usize) -> HostFacts {
         cpu_milli: 128_000,
         memory_bytes: 1 << 40,
         mmio_high_cap_bytes: None,
+        notes: Vec::new(),
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) fn host(rng: &mut StdRng) -> HostSpec {
             cpu_milli: 64_000,
             memory_bytes: 1 << 39,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         },
         gpus,
         vms,

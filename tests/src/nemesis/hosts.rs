@@ -106,6 +106,7 @@ mod tests {
             cpu_milli: 1,
             memory_bytes: 1,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         };
         let gpus = vec![GpuSpec::of(&"A16".parse().unwrap(), GPU.parse().unwrap())];
         let vms = vec![VmSpec { state: VmState::Running, ..VmSpec::new(VM.parse().unwrap(), "a".parse().unwrap()) }];

@@ -78,6 +78,7 @@ fn host(rng: &mut Xoshiro256PlusPlus, number: usize) -> HostSpec {
             cpu_milli: 64_000,
             memory_bytes: 1 << 39,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         },
         gpus: (1..=gpus).map(|slot| card(rng, slot, serial + slot)).collect(),
         vms: Vec::new(),

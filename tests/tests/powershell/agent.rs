@@ -308,6 +308,42 @@ fn a_linux_guest_must_show_its_driver_before_the_placement_is_active() -> anyhow
     Ok(())
 }
 
+/// A survey that fails costs what it would have measured, and not the sight of the host: its VMs and devices are shown, and
+/// why nothing can be placed on them.
+#[test]
+fn a_host_whose_survey_fails_is_seen_all_the_same() -> anyhow::Result<()> {
+    let mut state = usual();
+    state["host"]["policy"] = json!({ "RequireSecureDeviceAssignment": 1 });
+    let mut faulty = state.clone();
+    fault(&mut faulty, "Get-VMHost", &StepFault::Fails("Zugriff verweigert".to_owned()), 0);
+    // The look asks for one class, the survey for two, and then for the devices' resources.
+    fault(&mut faulty, "Get-CimInstance", &StepFault::Fails("kaputt".to_owned()), 3);
+    let Some(mut site) = Site::new("failing surveys on Hyper-V", &faulty)? else { return Ok(()) };
+    site.start_agent()?;
+    let mut last = String::new();
+    let mut wait_for = |site: &Site, words: &[&str]| -> anyhow::Result<()> {
+        let said = wait_until(PATIENCE, || {
+            let ran = site.berth(&["describe", "node", NODE])?;
+            last = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+            Ok(words.iter().all(|word| last.contains(word)))
+        })?;
+        ensure!(said, "{words:?} are not said: {last}\n{}", site.log());
+        Ok(())
+    };
+    wait_for(
+        &site,
+        &["does not say what it is: Zugriff verweigert", "cannot be measured: kaputt", "Status: Ready", "ubuntu"],
+    )?;
+    let gpus = site.ok(&["get", "gpus", "-o", "json"])?.stdout;
+    ensure!(gpus.matches("VERDICT_NOT_MEASURED").count() == 5, "{gpus}");
+    // It is asked again later, and then all is known.
+    wait_for(&site, &["Windows Server 2022", "64 cores", "RequireSecureDeviceAssignment is set"])?;
+    site.place("one", UBUNTU, "1", &["--model", "A2"])?;
+    site.wait_active("one")?;
+    site.release("one")?;
+    site.as_before(&state)
+}
+
 /// Without a way into guests nothing is tried over and over: the reason comes at once, and all is given back.
 #[test]
 fn a_host_without_a_way_into_guests_says_so_at_once() -> anyhow::Result<()> {

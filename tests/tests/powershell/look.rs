@@ -3,8 +3,10 @@
 use crate::scenario::assigned;
 use crate::{alone, on};
 use anyhow::ensure;
-use berth_node_agent::driver::sim::LookFault;
-use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, assign, at, habits, host, look_fault, others, usual, vm, vm_in};
+use berth_node_agent::driver::sim::{LookFault, StepFault};
+use berth_tests::hyperv::{
+    A2, A16, BUERO, UBUNTU, assign, at, fault, habits, host, look_fault, others, usual, vm, vm_in,
+};
 use serde_json::{Value, json};
 
 fn none() -> Value {
@@ -159,6 +161,52 @@ fn a_survey_names_every_reason_at_once_and_measures_only_what_runs() {
         let asked =
             host.calls()?.iter().filter(|call| call["given"]["ClassName"] == "Win32_PnPAllocatedResource").count();
         ensure!(asked == 1, "{asked}");
+        Ok(())
+    });
+}
+
+/// What the host is and what its devices are: neither hides the other.
+#[test]
+fn half_a_survey_is_told_with_what_is_missing_and_why() {
+    on("half surveys", &usual(), |host| {
+        let whole = host.ok("survey", &none())?;
+        ensure!(whole["unknown"] == json!([]), "{whole}");
+        let mut state = usual();
+        fault(&mut state, "Get-VMHost", &StepFault::Fails("Zugriff verweigert".to_owned()), 0);
+        host.set(&state)?;
+        let survey = host.ok("survey", &none())?;
+        ensure!(survey["host"].is_null() && survey["devices"] == whole["devices"], "{survey}");
+        ensure!(survey["unknown"] == json!(["the host does not say what it is: Zugriff verweigert"]), "{survey}");
+        // The third question to that command is about the devices' resources.
+        let mut state = usual();
+        fault(&mut state, "Get-CimInstance", &StepFault::Fails("kaputt".to_owned()), 2);
+        host.set(&state)?;
+        let survey = host.ok("survey", &none())?;
+        ensure!(survey["host"] == whole["host"] && survey["devices"] == json!([]), "{survey}");
+        ensure!(survey["unknown"] == json!(["its devices cannot be measured: kaputt"]), "{survey}");
+        Ok(())
+    });
+}
+
+#[test]
+fn policies_about_assigned_devices_are_told_where_they_are_set() {
+    on("policies", &usual(), |host| {
+        for (set, told) in [
+            (json!(null), json!({ "require_secure": null, "require_supported": null })),
+            (json!({ "Other": 1 }), json!({ "require_secure": null, "require_supported": null })),
+            (
+                json!({ "RequireSecureDeviceAssignment": 1, "RequireSupportedDeviceAssignment": 0 }),
+                json!({ "require_secure": 1, "require_supported": 0 }),
+            ),
+            (
+                json!({ "RequireSecureDeviceAssignment": "x" }),
+                json!({ "require_secure": null, "require_supported": null }),
+            ),
+        ] {
+            host.change(|state| state["host"]["policy"] = set)?;
+            let survey = host.ok("survey", &none())?;
+            ensure!(survey["host"]["policy"] == told, "{survey}");
+        }
         Ok(())
     });
 }

@@ -4,7 +4,7 @@ use crate::on;
 use crate::scenario::{assigned, for_devices};
 use anyhow::ensure;
 use berth_node_agent::driver::sim::StepFault;
-use berth_tests::hyperv::{A2, BUERO, DISK, UBUNTU, assign, at, facts, fault, habits, usual, vm_in};
+use berth_tests::hyperv::{A2, A16, BUERO, DISK, UBUNTU, assign, at, facts, fault, habits, usual, vm_in};
 use berth_tests::pwsh::Host;
 use serde_json::{Value, json};
 
@@ -215,6 +215,56 @@ fn an_old_module_without_automatic_checkpoints_is_configured_and_restored() {
         ensure!(former["automatic_checkpoints"].is_null(), "{former}");
         host.ok("configure-vm", &json!({ "vm": UBUNTU, "settings": former }))?;
         ensure!(facts(&host.state()?) == before, "{}", host.state()?);
+        Ok(())
+    });
+}
+
+/// A listing of all of a machine's devices takes seconds. What a path's device is called is remembered, and believed only
+/// once that device has said that it is at that path.
+#[test]
+fn a_step_asks_for_the_one_device_and_believes_no_memory() {
+    on("remembered ids", &usual(), |host| {
+        let of = |host: &mut Host, command: &str| -> anyhow::Result<(usize, usize)> {
+            let calls: Vec<_> = host.calls()?.into_iter().filter(|call| call["command"] == command).collect();
+            let alone = calls.iter().filter(|call| !call["given"]["InstanceId"].is_null()).count();
+            Ok((alone, calls.len() - alone))
+        };
+        host.ok("observe", &json!({}))?;
+        host.set(&usual())?;
+        host.ok("disable", &json!({ "location_path": A2[0] }))?;
+        let (alone, all) = of(host, "Get-PnpDevice")?;
+        ensure!(alone >= 2 && all == 0, "{alone} alone, {all} of all");
+
+        // Another card in the slot: another id at the same path.
+        let mut swapped = usual();
+        let other = at(&mut swapped, A2[0])["tail"].as_str().unwrap_or_default().replace("DEV_25B6", "DEV_2236");
+        at(&mut swapped, A2[0])["tail"] = json!(other);
+        host.set(&swapped)?;
+        let result = host.ok("disable", &json!({ "location_path": A2[0] }))?;
+        ensure!(result["seen"]["device"]["host"]["instance_id"] == format!("PCI\\{other}"), "{result}");
+        ensure!(at(&mut host.state()?, A2[0])["disabled"] == json!(true), "the card that is there was not disabled");
+
+        // Two cards that changed places: each still answers by its id, from elsewhere.
+        host.ok("observe", &json!({}))?;
+        let mut moved = swapped.clone();
+        let (first, second) = (at(&mut swapped, A16[0])["tail"].clone(), at(&mut swapped, A16[1])["tail"].clone());
+        at(&mut moved, A16[0])["tail"] = second.clone();
+        at(&mut moved, A16[1])["tail"] = first;
+        host.set(&moved)?;
+        let result = host.ok("disable", &json!({ "location_path": A16[0] }))?;
+        ensure!(
+            result["seen"]["device"]["host"]["instance_id"] == format!("PCI\\{}", second.as_str().unwrap_or_default()),
+            "{result}"
+        );
+        ensure!(at(&mut host.state()?, A16[1])["disabled"] == json!(false), "the card that was there was disabled");
+
+        // One that is gone is said to be gone only after a listing of all.
+        host.ok("observe", &json!({}))?;
+        let mut gone = moved.clone();
+        at(&mut gone, A16[2])["in_slot"] = json!(false);
+        host.set(&gone)?;
+        let error = host.err("disable", &json!({ "location_path": A16[2] }))?;
+        ensure!(error["kind"] == "NotThere" && of(host, "Get-PnpDevice")?.1 >= 1, "{error}");
         Ok(())
     });
 }

@@ -79,6 +79,7 @@ fn facts(node: &v1::Node, style: Style) -> Table {
         ("GPUs", Cell::new(format!("{}, {} available", node.gpus, node.gpus_available))),
         ("Generation", Cell::new(node.generation)),
     ];
+    rows.extend(facts.notes.iter().map(|note| ("Note", Cell::new(note))));
     if !node.ready {
         let since = ago(node.since.as_ref(), style);
         rows.insert(2, ("Because", Cell::new(format!("{} (for {since})", node.not_ready_reason))));

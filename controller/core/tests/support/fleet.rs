@@ -30,6 +30,7 @@ pub fn node(name: &str) -> Node {
             cpu_milli: 512_000,
             memory_bytes: 4 << 40,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         },
         agent_version: "0".to_owned(),
         first_seen: NOW,

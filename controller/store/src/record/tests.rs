@@ -43,6 +43,7 @@ fn a_node() -> StoredNode {
             cpu_milli: 64_000,
             memory_bytes: 512 << 30,
             mmio_high_cap_bytes: Some(1 << 40),
+            notes: Vec::new(),
         },
         agent_version: "0.1.0".to_owned(),
         first_seen: Timestamp::from_millis(1_795_382_868_999),

@@ -240,3 +240,30 @@ fn a_session_that_begins_with_a_failure_gets_everything_once_it_is_seen() {
     let full = reporter.report().unwrap();
     assert_eq!((full.full, full.sequence, full.gpus.len()), (true, 2, 1));
 }
+
+/// In the middle of a release the sound function is in neither host nor pool. An agent that starts just then has measured
+/// nothing of it and must give it back all the same.
+#[test]
+fn a_function_on_its_way_is_not_forgotten_by_an_agent_that_starts_just_then() {
+    let mut memory = Memory::default();
+    look(&mut Tracker::default(), &mut memory, view()).unwrap();
+    let half = || {
+        let mut half = view();
+        half.companions.clear();
+        half.gpus.get_mut(&at(GPU)).unwrap().survey.companions.clear();
+        half
+    };
+    let mut tracker = Tracker::default();
+    let mut looks = || {
+        let seen = look(&mut tracker, &mut memory, half()).unwrap();
+        (seen.gpus[&at(GPU)].survey.companions.clone(), seen.state(&at(AUDIO)))
+    };
+    let expected = (vec![at(AUDIO)], GpuState::Unknown);
+    assert_eq!([looks(), looks()], [expected.clone(), expected], "it is unknown, so the release waits for it");
+    // Three complete looks of a card that is measured: firmware has taken it off the card.
+    assert_eq!(looks().0, []);
+    assert_eq!(memory.known[&at(GPU)].companions, []);
+    // It comes back like any other.
+    let seen = look(&mut Tracker::default(), &mut memory, view()).unwrap();
+    assert_eq!(seen.gpus[&at(GPU)].survey.companions, [at(AUDIO)]);
+}

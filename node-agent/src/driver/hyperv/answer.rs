@@ -9,7 +9,7 @@ mod survey;
 
 pub(super) use guest::{GuestAddresses, GuestLook};
 pub(super) use look::{Function, InstanceId, Listed, Look, Pooled, Vm};
-pub(super) use survey::{Device, HostWords, Survey};
+pub(super) use survey::{Device, HostWords, Policy, Survey};
 
 use berth_model::errors;
 use berth_model::placement::StepErrorClass;
@@ -85,12 +85,14 @@ impl Failure {
 /// Longest part of a text that goes into a report: errors of the host are sentences.
 const MAX_TEXT: usize = 600;
 
+/// A text of the host, safe to show: one line, no longer than a sentence or two.
+pub(super) fn text(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
+}
+
 impl Display for Failure {
     /// For people: what the host said, what failed, and the numbers to search for.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = |text: &str| -> String {
-            text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
-        };
         if let Some(cmdlet) = &self.cmdlet {
             write!(f, "{}: ", text(cmdlet))?;
         }

@@ -21,9 +21,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// How long a start may take until the script says hello: loading modules on a busy host takes tens of seconds.
-const START: Duration = Duration::from_secs(90);
+pub(crate) const START: Duration = Duration::from_secs(90);
 /// How long a process that was told to end may take. It is killed, so only the system's own work is waited for.
-const END: Duration = Duration::from_secs(10);
+pub(crate) const END: Duration = Duration::from_secs(10);
 /// How much of what it complains about is kept, for the error that follows.
 const SAID_BYTES: usize = 2048;
 
@@ -77,6 +77,9 @@ pub(super) struct PowerShell {
     program: PathBuf,
     dir: PathBuf,
     running: Mutex<Option<Running>>,
+    /// Whose turn it is among steps. Looks do not queue here, so that one waits for the step under way and for no other:
+    /// a host on which many steps are wanted is not lost from sight.
+    turn: Mutex<()>,
     hello: Lock<Option<Hello>>,
 }
 
@@ -94,7 +97,7 @@ struct Running {
 impl PowerShell {
     /// Starts nothing yet. The script's file will lie in `dir`.
     pub(super) fn new(program: PathBuf, dir: PathBuf) -> Self {
-        Self { program, dir, running: Mutex::new(None), hello: Lock::new(None) }
+        Self { program, dir, running: Mutex::new(None), turn: Mutex::new(()), hello: Lock::new(None) }
     }
 
     /// What the script last said of itself and its host.
@@ -109,6 +112,8 @@ impl PowerShell {
         args: &Value,
         limit: Duration,
     ) -> Result<Result<T, Failure>, Lost> {
+        let looks = matches!(op, "observe" | "survey");
+        let _turn = if looks { None } else { Some(self.turn.lock().await) };
         let mut slot = self.running.lock().await;
         // Taken out: whoever is cut off in the middle must not leave one behind whose next answer is to another
         // question. Dropping it ends it.

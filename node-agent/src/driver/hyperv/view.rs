@@ -11,6 +11,7 @@ use berth_model::VmId;
 use berth_model::gpu::{
     Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, QuarantineReason, Survey, Verdict,
 };
+use berth_model::node::BootId;
 use berth_model::pci::{CardKey, DeviceAddress, LocationPath, PciId};
 use berth_model::vm::{ObservedVm, VmDevice, VmState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,17 +30,22 @@ const DISABLED: u32 = 22;
 const NEEDS_RESTART: u32 = 14;
 
 /// Whether a function with this id is never offered, whatever its class: a display that is the server's own or only
-/// seems to be one, and what ties GPUs together rather than being one.
+/// seems to be one, and what ties GPUs together rather than being one. A management controller's display is of the same
+/// class as a graphics card's, so ids alone tell it.
 ///
-/// Sources: `pci.ids`. 1a03 ASPEED and 102b:052x-053x Matrox G200: management controllers' displays, as is Huawei's
-/// 19e5:1711. 1414: the hypervisor's own devices. NVIDIA's NVSwitches.
+/// Sources: `pci.ids` of 2023-04-10, as in Debian's package of that name: 1a03:2000 "ASPEED Graphics Family"; 102b:0522
+/// "MGA G200e [Pilot]", 0530 "G200EV", 0532 "G200eW WPCM450", 0533 "G200EH" (iLO), 0534 "G200eR2", 0536 "Integrated
+/// Matrox G200eW3", 0538 "G200eH3" (iLO5); 19e5:1711 "Hi171x Series [iBMC ... w/VGA support]"; 10de:1af1 "GA100 [A100
+/// NVSwitch]". 10de:22a3, an NVSwitch that this edition lacks, from captured `lspci` of such machines. 1414: Microsoft,
+/// the hypervisor's own devices.
 fn is_nobodys(id: &PciId) -> bool {
     matches!(
         (id.vendor, id.device),
-        (0x1a03 | 0x1414, _)
-            | (0x102b, 0x0520..=0x053f)
+        (0x1414, _)
+            | (0x1a03, 0x2000)
+            | (0x102b, 0x0522 | 0x0530 | 0x0532 | 0x0533 | 0x0534 | 0x0536 | 0x0538)
             | (0x19e5, 0x1711)
-            | (0x10de, 0x1ac0..=0x1ac2 | 0x1af1 | 0x22a3)
+            | (0x10de, 0x1af1 | 0x22a3)
     )
 }
 
@@ -111,8 +117,17 @@ pub(super) fn measure(measured: &mut Measured, survey: BTreeMap<LocationPath, De
     }
 }
 
+/// What holds for all devices of a host.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Host<'a> {
+    /// Findings against all of them.
+    pub(super) reasons: &'a [Finding],
+    /// Findings, of any device, that the node's policy accepts.
+    pub(super) accepted: &'a [Finding],
+}
+
 /// Joins a look with what was measured and asked before.
-pub(super) fn view(look: &Look, host: &[Finding], measured: &Measured, guests: &Guests) -> HostView {
+pub(super) fn view(look: &Look, boot: &BootId, host: &Host<'_>, measured: &Measured, guests: &Guests) -> HostView {
     let mut parts: BTreeMap<&LocationPath, Part<'_>> = BTreeMap::new();
     for (path, function) in &look.functions {
         parts.insert(path, Part { host: Some(function), pool: None });
@@ -125,7 +140,7 @@ pub(super) fn view(look: &Look, host: &[Finding], measured: &Measured, guests: &
         by_card.entry(DeviceAddress::Location((*path).clone()).card()).or_default().push((path, part));
     }
     let mut seen = HostView {
-        boot: look.boot.clone(),
+        boot: boot.clone(),
         gpus: BTreeMap::new(),
         companions: BTreeMap::new(),
         vms: look.vms.iter().map(|vm| (vm.id.clone(), vm_view(vm, guests))).collect(),
@@ -223,8 +238,8 @@ fn windows_of<'a>(own: &'a Device, beside: impl Iterator<Item = &'a Device>) -> 
     MmioSize { low_bytes: up(size.low_bytes), high_bytes: up(size.high_bytes) }
 }
 
-fn verdict(host: &[Finding], own: &Device, beside: &[&Device], odd: bool) -> Verdict {
-    let mut findings: BTreeSet<Finding> = host.iter().chain(&own.reasons).copied().collect();
+fn verdict(host: &Host<'_>, own: &Device, beside: &[&Device], odd: bool) -> Verdict {
+    let mut findings: BTreeSet<Finding> = host.reasons.iter().chain(&own.reasons).copied().collect();
     for device in beside {
         // What the host's driver for a sound function uses is not what the function can do.
         let messages = device.interrupt_support.is_some_and(|mask| mask & 6 != 0);
@@ -233,6 +248,8 @@ fn verdict(host: &[Finding], own: &Device, beside: &[&Device], odd: bool) -> Ver
     if odd {
         findings.insert(Finding::NotAssignableKind);
     }
+    // What cannot work cannot be accepted, whatever the settings say.
+    findings.retain(|finding| !(finding.overridable() && host.accepted.contains(finding)));
     if findings.is_empty() { Verdict::Assignable } else { Verdict::Blocked(findings.into_iter().collect()) }
 }
 

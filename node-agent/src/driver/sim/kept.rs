@@ -246,6 +246,7 @@ mod tests {
                 cpu_milli: 1,
                 memory_bytes: 1,
                 mmio_high_cap_bytes: None,
+                notes: Vec::new(),
             },
             gpus: vec![GpuSpec::of(&"A30".parse().unwrap(), ADDRESS.parse().unwrap())],
             vms: Vec::new(),

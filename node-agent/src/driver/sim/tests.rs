@@ -31,6 +31,7 @@ fn spec() -> HostSpec {
             cpu_milli: 64_000,
             memory_bytes: 1 << 39,
             mmio_high_cap_bytes: None,
+            notes: Vec::new(),
         },
         gpus: vec![GpuSpec { driver: HostDriver::Bound, ..gpu }],
         vms: vec![VmSpec::new(vm(1), "one".parse().unwrap()), VmSpec::new(vm(2), "two".parse().unwrap())],

@@ -1,7 +1,7 @@
 @{
     RootModule = 'CimCmdlets.psm1'
     ModuleVersion = '1.0.0.0'
-    FunctionsToExport = @('Get-CimInstance')
+    FunctionsToExport = @('Get-CimInstance', 'Get-ItemProperty')
     CmdletsToExport = @()
     AliasesToExport = @()
 }

@@ -72,4 +72,17 @@ function Get-CimInstance {
     }
 }
 
-Export-ModuleMember -Function Get-CimInstance
+# The registry's policies, which no other machine has. A function goes before the cmdlet of the same name.
+function Get-ItemProperty {
+    [CmdletBinding(DefaultParameterSetName = 'LiteralPath')]
+    param([Parameter(Mandatory, ParameterSetName = 'LiteralPath')] [string] $LiteralPath)
+    $call = Start-FakeCall 'Get-ItemProperty' $PSBoundParameters
+    if (Test-FakeEnd $call) { return }
+    $policy = $call.State.host['policy']
+    if ($LiteralPath -ne 'HKLM:\SOFTWARE\Policies\Microsoft\Windows\HyperV' -or $null -eq $policy) {
+        throw (New-FakeError 'Get-ItemProperty' "Cannot find path '$LiteralPath' because it does not exist." 'PathNotFound' 'ObjectNotFound' -2146233087)
+    }
+    [pscustomobject]$policy
+}
+
+Export-ModuleMember -Function Get-CimInstance, Get-ItemProperty

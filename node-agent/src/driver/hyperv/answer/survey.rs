@@ -4,7 +4,6 @@ use super::look::{InstanceId, boot};
 use super::{MAX_DEVICES, parsed};
 use berth_model::gpu::{Finding, SerialNumber};
 use berth_model::id::ClusterName;
-use berth_model::node::BootId;
 use berth_model::pci::LocationPath;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -13,14 +12,17 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "RawSurvey")]
 pub(in crate::driver::hyperv) struct Survey {
-    pub(in crate::driver::hyperv) host: HostWords,
+    /// `None` where it could not be found out.
+    pub(in crate::driver::hyperv) host: Option<HostWords>,
+    /// Those that could be found out.
     pub(in crate::driver::hyperv) devices: BTreeMap<LocationPath, Device>,
+    /// What could not be found out and why, for people.
+    pub(in crate::driver::hyperv) unknown: Vec<String>,
 }
 
 /// What the host says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::driver::hyperv) struct HostWords {
-    pub(in crate::driver::hyperv) boot: BootId,
     pub(in crate::driver::hyperv) system: String,
     pub(in crate::driver::hyperv) version: String,
     pub(in crate::driver::hyperv) cluster: Option<ClusterName>,
@@ -30,6 +32,16 @@ pub(in crate::driver::hyperv) struct HostWords {
     pub(in crate::driver::hyperv) reasons: Vec<Finding>,
     /// What it says about missing I/O virtualisation, in its language.
     pub(in crate::driver::hyperv) iov_texts: Vec<String>,
+    /// Group policy about assigned devices.
+    pub(in crate::driver::hyperv) policy: Policy,
+}
+
+/// Group policy about assigned devices: 1 demands, 0 does not, `None` where it is not set or cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::driver::hyperv) struct Policy {
+    pub(in crate::driver::hyperv) require_secure: Option<u64>,
+    pub(in crate::driver::hyperv) require_supported: Option<u64>,
 }
 
 /// What was measured of one function that the host has.
@@ -50,8 +62,9 @@ pub(in crate::driver::hyperv) struct Device {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSurvey {
-    host: RawHost,
+    host: Option<RawHost>,
     devices: Vec<RawDevice>,
+    unknown: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +85,7 @@ struct RawHost {
     _iov_support: Option<bool>,
     iov_support_reasons: Vec<String>,
     cluster: Option<String>,
+    policy: Policy,
     reasons: Vec<String>,
 }
 
@@ -122,23 +136,20 @@ fn findings(words: &[String]) -> Result<Vec<Finding>, String> {
     words.iter().map(known).collect()
 }
 
+/// Most things that one survey can fail to find out: its two halves.
+const MAX_UNKNOWN: usize = 2;
+
 impl TryFrom<RawSurvey> for Survey {
     type Error = String;
-    fn try_from(RawSurvey { host, devices }: RawSurvey) -> Result<Self, String> {
+    fn try_from(RawSurvey { host, devices, unknown }: RawSurvey) -> Result<Self, String> {
         if devices.len() > MAX_DEVICES {
             return Err(format!("more than {MAX_DEVICES} devices"));
         }
-        let host = HostWords {
-            boot: boot(&host.boot_time)?,
-            system: host.system.unwrap_or_else(|| "Windows".to_owned()),
-            version: host.version.unwrap_or_default(),
-            cluster: host.cluster.map(|name| ClusterName::new(name).map_err(|error| error.to_string())).transpose()?,
-            logical_processors: host.logical_processors,
-            memory_bytes: host.memory_bytes,
-            reasons: findings(&host.reasons)?,
-            iov_texts: host.iov_support_reasons,
-        };
-        let mut survey = Self { host, devices: BTreeMap::new() };
+        if unknown.len() > MAX_UNKNOWN || (host.is_none() && unknown.is_empty()) {
+            return Err("what is not known does not fit what is said of it".to_owned());
+        }
+        let host = host.map(words).transpose()?;
+        let mut survey = Self { host, devices: BTreeMap::new(), unknown };
         for raw in devices {
             let path = raw.location_path.clone();
             let device = device(raw).map_err(|why| format!("{}: {why}", path.as_str()))?;
@@ -148,6 +159,20 @@ impl TryFrom<RawSurvey> for Survey {
         }
         Ok(survey)
     }
+}
+
+fn words(host: RawHost) -> Result<HostWords, String> {
+    boot(&host.boot_time)?;
+    Ok(HostWords {
+        system: host.system.unwrap_or_else(|| "Windows".to_owned()),
+        version: host.version.unwrap_or_default(),
+        cluster: host.cluster.map(|name| ClusterName::new(name).map_err(|error| error.to_string())).transpose()?,
+        logical_processors: host.logical_processors,
+        memory_bytes: host.memory_bytes,
+        reasons: findings(&host.reasons)?,
+        iov_texts: host.iov_support_reasons,
+        policy: host.policy,
+    })
 }
 
 fn device(raw: RawDevice) -> Result<Device, String> {

@@ -67,10 +67,9 @@ function Get-Seen($Arguments) {
 
 # Where a device is: among the host's, in the pool, in VMs.
 function Get-DeviceView([string] $Path) {
-    $found = Get-HostFunction
     [ordered]@{
         location_path = $Path
-        host = $found[$Path]
+        host = Get-HostFunctionAt $Path
         pool = Find-InPool $Path
         listed_by = Get-Holder $Path
     }

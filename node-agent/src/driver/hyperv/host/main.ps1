@@ -20,7 +20,7 @@ $script:Needed = [ordered]@{
         'Remove-VMAssignableDevice' = @('VMAssignableDevice', 'Confirm')
     }
     'PnpDevice' = [ordered]@{
-        'Get-PnpDevice' = @('PresentOnly')
+        'Get-PnpDevice' = @('InstanceId', 'PresentOnly')
         'Get-PnpDeviceProperty' = @('InstanceId', 'KeyName')
         'Disable-PnpDevice' = @('InstanceId', 'Confirm')
         'Enable-PnpDevice' = @('InstanceId', 'Confirm')

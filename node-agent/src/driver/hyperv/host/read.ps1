@@ -81,6 +81,35 @@ function Get-CardKey([string] $Path) {
     return $Path.Substring(0, $Path.Length - 3) + '00)'
 }
 
+# What is known of a function that the host has, or nothing where it has no place.
+$script:FunctionKeys = @('LocationPaths', 'BaseClass', 'SubClass', 'ProblemCode')
+
+function ConvertTo-HostFunction($Node, $Properties) {
+    $id = [string](Get-Field $Node 'InstanceId')
+    $of = @{}
+    if ($Properties.ContainsKey($id)) { $of = $Properties[$id] }
+    $path = Select-LocationPath $of['LocationPaths']
+    if ($null -eq $path) { return $null }
+    $problem = Get-Problem (Get-Field $Node 'ConfigManagerErrorCode')
+    if ($null -eq $problem) { $problem = Get-Problem $of['ProblemCode'] }
+    [ordered]@{
+        location_path = $path
+        instance_id = $id
+        base_class = Get-Number $of['BaseClass']
+        sub_class = Get-Number $of['SubClass']
+        problem = $problem
+        status = Get-Text (Get-Field $Node 'Status')
+        name = Get-Text (Get-Field $Node 'FriendlyName')
+        class = Get-Text (Get-Field $Node 'Class')
+        service = Get-Text (Get-Field $Node 'Service')
+        manufacturer = Get-Text (Get-Field $Node 'Manufacturer')
+    }
+}
+
+# The instance id that was last seen at a location path. Only to save the listing of all of a machine's devices, which
+# takes seconds: whatever it says is looked at again before it is used.
+$script:KnownIds = @{}
+
 # PCI functions that the host itself has, by location path.
 function Get-HostFunction {
     $nodes = @(Get-PnpDevice -PresentOnly -ErrorAction Stop |
@@ -89,30 +118,36 @@ function Get-HostFunction {
     if ($nodes.Count -eq 0) { Stop-Request 'NotThere' 'the listing of devices shows no PCI device at all' }
     $ids = @()
     foreach ($node in $nodes) { $ids += [string](Get-Field $node 'InstanceId') }
-    $properties = Get-Property $ids @('LocationPaths', 'BaseClass', 'SubClass', 'ProblemCode')
+    $properties = Get-Property $ids $script:FunctionKeys
     $functions = @{}
+    $script:KnownIds = @{}
     foreach ($node in $nodes) {
-        $id = [string](Get-Field $node 'InstanceId')
-        $of = @{}
-        if ($properties.ContainsKey($id)) { $of = $properties[$id] }
-        $path = Select-LocationPath $of['LocationPaths']
-        if ($null -eq $path) { continue }
-        $problem = Get-Problem (Get-Field $node 'ConfigManagerErrorCode')
-        if ($null -eq $problem) { $problem = Get-Problem $of['ProblemCode'] }
-        $functions[$path] = [ordered]@{
-            location_path = $path
-            instance_id = $id
-            base_class = Get-Number $of['BaseClass']
-            sub_class = Get-Number $of['SubClass']
-            problem = $problem
-            status = Get-Text (Get-Field $node 'Status')
-            name = Get-Text (Get-Field $node 'FriendlyName')
-            class = Get-Text (Get-Field $node 'Class')
-            service = Get-Text (Get-Field $node 'Service')
-            manufacturer = Get-Text (Get-Field $node 'Manufacturer')
-        }
+        $function = ConvertTo-HostFunction $node $properties
+        if ($null -eq $function) { continue }
+        $functions[$function.location_path] = $function
+        $script:KnownIds[$function.location_path] = $function.instance_id
     }
     return $functions
+}
+
+# The function that the host has at one path, or nothing. The device with the known id is asked for alone, and must say
+# that it is at that path now; that there is none is said only after a listing of all.
+function Get-HostFunctionAt([string] $Path) {
+    $id = $script:KnownIds[$Path]
+    if ($null -ne $id) {
+        $function = $null
+        try {
+            $nodes = @(Get-PnpDevice -InstanceId (Confirm-InstanceId $id) -PresentOnly -ErrorAction Stop)
+            if ($nodes.Count -eq 1 -and [string](Get-Field $nodes[0] 'InstanceId') -ceq $id) {
+                $function = ConvertTo-HostFunction $nodes[0] (Get-Property @($id) $script:FunctionKeys)
+            }
+        } catch {
+            # Its error for a device that is not there looks like others.
+            $function = $null
+        }
+        if ($null -ne $function -and $function.location_path -ceq $Path) { return $function }
+    }
+    return (Get-HostFunction)[$Path]
 }
 
 # Functions that were taken from the host. Not a list of free ones: those that VMs have are in it, too.

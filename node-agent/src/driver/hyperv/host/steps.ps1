@@ -29,7 +29,7 @@ function Confirm-Off($Vm) {
 }
 
 function Get-RequiredHostFunction([string] $Path) {
-    $function = (Get-HostFunction)[$Path]
+    $function = Get-HostFunctionAt $Path
     if ($null -eq $function) { Stop-Request 'NotThere' ('the host has no device at ' + $Path) }
     return $function
 }
@@ -38,7 +38,7 @@ function Get-RequiredHostFunction([string] $Path) {
 function Wait-Enabled([string] $Path, [bool] $Enabled, [uint64] $LimitMs) {
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
     do {
-        $function = (Get-HostFunction)[$Path]
+        $function = Get-HostFunctionAt $Path
         $known = $null -ne $function -and $null -ne $function.problem
         if ($known -and ($function.problem -ne 22) -eq $Enabled) { return }
     } while (Test-Time $clock $LimitMs)
@@ -72,9 +72,8 @@ function Invoke-Enable($Arguments) {
 function Wait-Pooled([string] $Path, [bool] $Pooled, [uint64] $LimitMs) {
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
     do {
-        $inPool = $null -ne (Find-InPool $Path)
-        $inHost = $null -ne (Get-HostFunction)[$Path]
-        if ($inPool -eq $Pooled -and $inHost -ne $Pooled) { return }
+        # The pool first: as long as that is not so, the host need not be asked.
+        if (($null -ne (Find-InPool $Path)) -eq $Pooled -and ($null -ne (Get-HostFunctionAt $Path)) -ne $Pooled) { return }
     } while (Test-Time $clock $LimitMs)
     Stop-Request 'Unconfirmed' 'the device does not show in the pool, or in the host, as it was asked for'
 }
@@ -85,7 +84,7 @@ function Invoke-Dismount($Arguments) {
     $path = Confirm-LocationPath (Get-Field $Arguments 'location_path')
     $force = Get-BoolArgument $Arguments 'force'
     $limit = Get-SettleArgument $Arguments
-    $function = (Get-HostFunction)[$path]
+    $function = Get-HostFunctionAt $path
     if ($null -eq $function) {
         if ($null -ne (Find-InPool $path)) { return $false }
         Stop-Request 'NotThere' ('no device at ' + $path + ', neither in the host nor in the pool')
@@ -102,7 +101,7 @@ function Invoke-Mount($Arguments) {
     $path = Confirm-LocationPath (Get-Field $Arguments 'location_path')
     $limit = Get-SettleArgument $Arguments
     if ($null -eq (Find-InPool $path)) {
-        if ($null -ne (Get-HostFunction)[$path]) { return $false }
+        if ($null -ne (Get-HostFunctionAt $path)) { return $false }
         Stop-Request 'NotThere' ('no device at ' + $path + ', neither in the host nor in the pool')
     }
     $holders = Get-Holder $path

@@ -30,8 +30,23 @@ function Get-HostFacts {
         iov_support = $iov
         iov_support_reasons = $texts
         cluster = Get-ClusterName
+        policy = Get-DevicePolicy
         reasons = $reasons
     }
+}
+
+# Group policy about assigned devices: 1 demands, 0 does not, nothing where it is not set or cannot be read. Seen to refuse
+# the start of VMs with GPU partitions; unproven for whole devices, so it is told and decides nothing.
+function Get-DevicePolicy {
+    $policy = [ordered]@{ require_secure = $null; require_supported = $null }
+    try {
+        $key = Get-ItemProperty -LiteralPath 'HKLM:\SOFTWARE\Policies\Microsoft\Windows\HyperV' -ErrorAction Stop
+    } catch {
+        return $policy
+    }
+    $policy.require_secure = Get-Number (Get-Field $key 'RequireSecureDeviceAssignment')
+    $policy.require_supported = Get-Number (Get-Field $key 'RequireSupportedDeviceAssignment')
+    return $policy
 }
 
 # Not in a cluster, or the module is not there: no name.
@@ -152,10 +167,9 @@ function Get-DeviceFacts($Function, $Properties, $Resources) {
     }
 }
 
-# Host facts, and the facts of all functions on cards with a display or accelerator function that the host has now.
-# Which of them are nobody's GPU (a management controller's, the hypervisor's own) the agent knows by their ids.
-function Invoke-Survey($Arguments) {
-    Confirm-Arguments $Arguments @()
+# The facts of all functions on cards with a display or accelerator function that the host has now. Which of them are
+# nobody's GPU (a management controller's, the hypervisor's own) the agent knows by their ids.
+function Get-AllDeviceFacts {
     $found = Get-HostFunction
     $cards = @{}
     foreach ($function in $found.Values) {
@@ -168,8 +182,23 @@ function Invoke-Survey($Arguments) {
     $resources = Get-Resource
     $devices = @()
     foreach ($path in $paths) { $devices += Get-DeviceFacts $found[$path] $properties $resources }
-    [ordered]@{
-        host = Get-HostFacts
-        devices = $devices
+    return , $devices
+}
+
+# Both halves, each by itself: that the host does not say what it is must not hide what its devices are. What could not be
+# found out is said in words for people.
+function Invoke-Survey($Arguments) {
+    Confirm-Arguments $Arguments @()
+    $survey = [ordered]@{ host = $null; devices = @(); unknown = @() }
+    try {
+        $survey.host = Get-HostFacts
+    } catch {
+        $survey.unknown += 'the host does not say what it is: ' + $_.Exception.Message
     }
+    try {
+        $survey.devices = Get-AllDeviceFacts
+    } catch {
+        $survey.unknown += 'its devices cannot be measured: ' + $_.Exception.Message
+    }
+    return $survey
 }

@@ -51,7 +51,7 @@ fn shown(view: &HostView) -> String {
 }
 
 fn check(look: &Look, measured: &Measured, expected: &Expect) {
-    expected.assert_eq(&shown(&view(look, &[], measured, &Guests::new())));
+    expected.assert_eq(&shown(&view(look, &look.boot, &Host::default(), measured, &Guests::new())));
 }
 
 #[test]
@@ -114,7 +114,8 @@ fn changed(change: impl FnOnce(&mut Value)) -> HostView {
     let mut answer = golden("observe.json");
     answer["result"]["functions"].as_array_mut().unwrap().truncate(2);
     change(&mut answer["result"]);
-    view(&look(&answer), &[], &measured(), &Guests::new())
+    let look = look(&answer);
+    view(&look, &look.boot, &Host::default(), &measured(), &Guests::new())
 }
 
 #[test]
@@ -190,10 +191,10 @@ fn a_survey_is_wanted_only_where_it_can_tell_something_new() {
 
 #[test]
 fn nobodys_devices_are_known_by_their_ids() {
-    for id in ["1a03:2000", "102b:0536", "19e5:1711", "1414:0006", "10de:22a3", "10de:1af1"] {
+    for id in ["1a03:2000", "102b:0534", "102b:0536", "19e5:1711", "1414:0006", "10de:22a3", "10de:1af1"] {
         assert!(is_nobodys(&id.parse().unwrap()), "{id}");
     }
-    for id in ["10de:25b6:10de:157e", "10de:2331", "1002:744c", "102b:0540"] {
+    for id in ["10de:25b6:10de:157e", "10de:2331", "1002:744c", "102b:0520", "102b:0540", "1a03:1150"] {
         assert!(!is_nobodys(&id.parse().unwrap()), "{id}");
     }
 }
@@ -247,4 +248,23 @@ fn what_a_pool_of_the_cluster_has_is_told_and_is_nobodys() {
     // A problem code is told as it is.
     let problem = changed(|result| result["functions"][0]["problem"] = json!(43));
     assert_eq!(problem.gpus[&at].problem, Some(43));
+}
+
+/// What a node's policy accepts, and what no policy can make work.
+#[test]
+fn a_policy_accepts_what_may_work_and_nothing_else() {
+    let mut measured = measured();
+    let device = measured.get_mut(&A2[0].parse::<LocationPath>().unwrap()).unwrap();
+    device.reasons = vec![Finding::NoAcs, Finding::LineInterruptsOnly];
+    let look = look(&golden("observe.json"));
+    let verdict = |reasons: &[Finding], accepted: &[Finding]| {
+        let seen = view(&look, &look.boot, &Host { reasons, accepted }, &measured, &Guests::new());
+        seen.gpus[&A2[0].parse::<DeviceAddress>().unwrap()].survey.verdict.clone()
+    };
+    let all = vec![Finding::NoAcs, Finding::LineInterruptsOnly, Finding::NoIommu];
+    assert_eq!(verdict(&[Finding::NoIommu], &[]), Verdict::Blocked(all.clone()));
+    assert_eq!(verdict(&[Finding::NoIommu], &all), Verdict::Blocked(vec![Finding::LineInterruptsOnly]));
+    assert_eq!(verdict(&[Finding::HostEdition], &[Finding::HostEdition, Finding::NoAcs]), {
+        Verdict::Blocked(vec![Finding::LineInterruptsOnly, Finding::HostEdition])
+    });
 }

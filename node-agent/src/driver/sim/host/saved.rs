@@ -226,6 +226,7 @@ mod tests {
                 cpu_milli: 1,
                 memory_bytes: 1,
                 mmio_high_cap_bytes: None,
+                notes: Vec::new(),
             },
             gpus: vec![gpu("PCIROOT(10)#PCI(0100)#PCI(0000)"), gpu("PCIROOT(20)#PCI(0100)#PCI(0000)")],
             vms: vec![VmSpec::new(vm(), "described".parse().unwrap())],
