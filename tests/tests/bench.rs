@@ -63,3 +63,13 @@ fn a_fleet_at_rest_writes_nothing() {
     assert!(figure(&report, "revisions written").abs() < 0.5, "{report:#}");
     assert!(figure(&report, "real agent, memory") > 0.5, "{report:#}");
 }
+
+#[test]
+fn step_tells_the_agents_own_time_and_what_it_takes_at_rest() {
+    let Some(report) = bench("step") else { return };
+    let (own, whole) = (figure(&report, "own time, p50"), figure(&report, "as a whole, p50"));
+    assert!(own > 0.0 && own < whole, "{report:#}");
+    // Slower than asked for is a busy machine, quicker would be an agent that asks too often.
+    assert!(figure(&report, "shortest time between two") > 0.9, "{report:#}");
+    assert!(figure(&report, "the agent's memory") > 1.0, "{report:#}");
+}

@@ -26,8 +26,8 @@ usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GP
                                                  the log of one
        cargo xtask nemesis [--experiment NAME]... [--seed S] [--for 10m] [--rounds N]    a whole Berth as processes while
                                                  everything goes wrong; --help says more
-       cargo xtask bench WHAT [--short] [-o json]    how fast and how small it is here: latency, throughput, takeover or
-                                                     idle; --help says more";
+       cargo xtask bench WHAT [--short] [-o json]    how fast and how small it is here: latency, throughput, takeover,
+                                                     idle or step; --help says more";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -29,10 +29,18 @@ impl Controller {
     /// # Errors
     /// When it does not build or start.
     pub(super) async fn start(etcd: &str) -> anyhow::Result<Self> {
+        Self::start_with(etcd, &[]).await
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    /// As [`Controller::start`].
+    pub(super) async fn start_with(etcd: &str, more: &'static [&'static str]) -> anyhow::Result<Self> {
         let etcd = etcd.to_owned();
         let started = tokio::task::spawn_blocking(move || {
             let mut command = other(program("berth-controller")?);
-            command.args(["--listen", "127.0.0.1:0", "--etcd", &etcd]);
+            command.args(["--listen", "127.0.0.1:0", "--etcd", &etcd]).args(more);
             let mut process = Process::start(command)?;
             // The log's own words: `serving endpoint=127.0.0.1:PORT`.
             let address = process.wait_for_line(START, |line| {

@@ -1,7 +1,7 @@
-//! `cargo xtask bench latency|throughput|takeover|idle`: how fast and how small Berth is on this machine.
+//! `cargo xtask bench latency|throughput|takeover|idle|step`: how fast and how small Berth is on this machine.
 
 use anyhow::Context as _;
-use berth_tests::bench::{self, Report, idle, latency, takeover, throughput};
+use berth_tests::bench::{self, Report, idle, latency, step, takeover, throughput};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::io::Write as _;
 
@@ -42,6 +42,11 @@ enum What {
         #[arg(long, value_delimiter = ',', value_name = "N,…")]
         nodes: Option<Vec<usize>>,
     },
+    /// One step on a Hyper-V host: what it costs beside the host's own work; and an agent at rest.
+    Step(Form),
+    /// Be a Hyper-V host's PowerShell.
+    #[command(hide = true)]
+    StandIn(bench::StandInOptions),
     /// Be the agents of a fleet.
     #[command(hide = true)]
     Agents(bench::AgentsOptions),
@@ -89,6 +94,11 @@ async fn main() -> anyhow::Result<()> {
             options.nodes = nodes.unwrap_or(options.nodes);
             (output, idle::run(options).await?)
         }
+        What::Step(Form { short, output }) => {
+            let options = if short { step::Options::SHORT } else { step::Options::FULL };
+            (output, step::run(options).await?)
+        }
+        What::StandIn(options) => return bench::stand_in(&options),
         What::Agents(options) => return bench::agents(options).await,
     };
     print(output, &report)

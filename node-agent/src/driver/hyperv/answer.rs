@@ -171,13 +171,13 @@ pub(super) struct Hello {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, bound(deserialize = "T: Deserialize<'de>"))]
 struct Envelope<T> {
     id: u64,
     ok: bool,
-    #[serde(default = "none")]
+    #[serde(default = "none", deserialize_with = "there")]
     result: Option<T>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "there")]
     error: Option<Failure>,
 }
 
@@ -185,12 +185,18 @@ fn none<T>() -> Option<T> {
     None
 }
 
+/// A member that may be left out, but is something where it is there: null is no result and no error.
+fn there<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
 /// Reads the answer to the request with this id.
 ///
 /// # Errors
 /// [`Malformed`] when the line is none.
 pub(super) fn read<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Result<T, Failure>, Malformed> {
-    let malformed = |why: String| Malformed(why);
+    // A stranger's line may have much to say about itself.
+    let malformed = |why: String| Malformed(text(&why));
     let envelope: Envelope<T> = serde_json::from_slice(line).map_err(|error| malformed(error.to_string()))?;
     if envelope.id != id {
         return Err(malformed(format!("it is for request {}, not {id}", envelope.id)));
@@ -216,5 +222,7 @@ fn parsed_option<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -
     Option::<String>::deserialize(from)?.map(|text| text.parse().map_err(D::Error::custom)).transpose()
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;
