@@ -189,7 +189,7 @@ fn twist(value: &mut Value, steps: &[u8], with: u8) {
         }
         Value::Array(elements) if !elements.is_empty() => {
             let at = step % elements.len();
-            if rest.is_empty() && with % 4 == 0 {
+            if rest.is_empty() && with.is_multiple_of(4) {
                 // The same device, or VM, again and again.
                 let again = elements[at].clone();
                 elements.extend(std::iter::repeat_n(again, usize::from(with)));
