@@ -11,6 +11,19 @@ const ETCD: &str = "BERTH_TEST_ETCD";
 /// The PowerShell to test with.
 const PWSH: &str = "PWSH";
 
+/// The folder with the Windows agent and what it needs under Wine, as `cargo xtask test windows` makes it.
+const WINDOWS: &str = "BERTH_TEST_WINDOWS";
+
+/// Wine's loader for 64-bit programs.
+const WINE: &str = "BERTH_TEST_WINE";
+
+/// The Windows agent's folder and Wine. None where nobody has built it just now: it is never tested as it was yesterday.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub fn windows() -> Option<(PathBuf, PathBuf)> {
+    Some((std::env::var_os(WINDOWS)?.into(), std::env::var_os(WINE)?.into()))
+}
+
 /// A PowerShell: the one the environment names, else the one that lies beside the checkout, else the one in the PATH.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the config.rs")]

@@ -3,6 +3,8 @@
 //! Instance ids, location paths and names follow real ones; where a number is made up it is consistent: the end of an
 //! instance id is `FFBB`, function and bridge of the location path, each as device * 8 + function.
 
+pub mod site;
+
 use berth_node_agent::driver::sim::{LookFault, StepFault};
 use serde_json::{Map, Value, json};
 

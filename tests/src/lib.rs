@@ -18,3 +18,4 @@ mod scene;
 pub mod sim;
 #[cfg(unix)]
 pub mod sshd;
+pub mod wine;

@@ -6,6 +6,10 @@ use std::path::PathBuf;
 
 /// The etcd that tests run against; tests read the same name.
 pub(crate) const ETCD: &str = "BERTH_TEST_ETCD";
+/// The folder with the Windows agent and a Windows to run it in; tests read the same name.
+pub(crate) const WINDOWS: &str = "BERTH_TEST_WINDOWS";
+/// Wine's loader for 64-bit programs; tests read the same name.
+pub(crate) const WINE: &str = "BERTH_TEST_WINE";
 /// The protobuf compiler, as every build script knows it.
 pub(crate) const PROTOC: &str = "PROTOC";
 
@@ -23,8 +27,8 @@ pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|file| file.is_file())
 }
 
-/// Whether this is a machine of CI, which is thrown away afterwards.
+/// Whether this is a machine that runs tests for somebody and is thrown away afterwards.
 #[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
 pub(crate) fn is_ci() -> bool {
-    std::env::var_os("CI").is_some_and(|value| value == "true")
+    std::env::var_os("CI").is_some_and(|ci| ci == "true")
 }

@@ -14,6 +14,7 @@ mod process;
 mod sshd;
 mod tally;
 mod test;
+mod windows;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
        cargo xtask test [PART...]    run all tests, or only these parts: unit store etcd tls powershell
-                                                 guest faults sim e2e nemesis
+                                                 guest windows faults sim e2e nemesis
        cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
                                                  the log of one
        cargo xtask nemesis [--experiment NAME]... [--seed S] [--for 10m] [--rounds N]    a whole Berth as processes while

@@ -4,7 +4,7 @@
 //! counted as skipped with the reason.
 
 use crate::tally::{SKIPPED, Tally};
-use crate::{cargo, config, etcd, sshd};
+use crate::{cargo, config, etcd, sshd, windows};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -26,6 +26,9 @@ pub(crate) enum Part {
     PowerShell,
     /// Linux guests asked over a real sshd. Needs an SSH server.
     Guest,
+    /// The Windows agent under Wine, with the host script in a real PowerShell and a real controller. Needs Debian's compiler
+    /// with the standard library's source, mingw and Wine, and a PowerShell; a machine of CI's installs the former itself.
+    Windows,
     /// Seeded random faults against agent and simulated host. Needs nothing.
     Faults,
     /// A whole Berth in virtual time with everything going wrong, from seeds. Needs nothing.
@@ -38,13 +41,14 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Unit,
         Self::Store,
         Self::Etcd,
         Self::Tls,
         Self::PowerShell,
         Self::Guest,
+        Self::Windows,
         Self::Faults,
         Self::Sim,
         Self::EndToEnd,
@@ -59,6 +63,7 @@ impl Part {
             Self::Tls => "tls",
             Self::PowerShell => "powershell",
             Self::Guest => "guest",
+            Self::Windows => "windows",
             Self::Faults => "faults",
             Self::Sim => "sim",
             Self::EndToEnd => "e2e",
@@ -76,6 +81,10 @@ impl Part {
                  OpenSSH's server for one test"
             }
             Self::Guest => "the Rust toolchain; OpenSSH's server and client, installed where CI runs as root",
+            Self::Windows => {
+                "Debian's rustc-web, cargo-web, rust-web-src, gcc-mingw-w64-x86-64-win32, wine64 and wine, which CI installs \
+                 itself; a PowerShell as above"
+            }
             Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
             Self::Nemesis => "the Rust toolchain; etcd, got with Go, pip or apt-get",
@@ -90,6 +99,7 @@ impl Part {
             ("berth-tls", _) | ("berth", "tls") | ("berth-tests", "peers") => Self::Tls,
             ("berth-tests", "powershell") => Self::PowerShell,
             ("berth-tests", "guest") => Self::Guest,
+            ("berth-tests", "windows") => Self::Windows,
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e" | "bench") => Self::EndToEnd,
@@ -165,6 +175,7 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         | Part::Tls
         | Part::PowerShell
         | Part::Guest
+        | Part::Windows
         | Part::Faults
         | Part::Sim
         | Part::EndToEnd
@@ -182,6 +193,7 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             tally += cargo::test(&choice, &[])?;
         }
         Part::Store | Part::Faults | Part::Sim => tally += cargo::test(&choice, &[])?,
+        Part::Windows => tally += windows::run(&choice)?,
         // One at a time: each starts whole fleets, and their time limits are meant for one of them on the machine.
         Part::EndToEnd => {
             cargo::build(&["berth"])?;

@@ -1,8 +1,9 @@
 //! What a person did on a Hyper-V host before Berth came: seen, told, taken over; pools of the cluster left alone; force
 //! written down.
 
-use crate::agent::{NODE, PATIENCE, Site, listed};
+use crate::agent::Here;
 use anyhow::ensure;
+use berth_tests::hyperv::site::{NODE, PATIENCE, Site, listed};
 use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, assign, at, facts, usual, vm, vm_in};
 use berth_tests::process::wait_until;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ fn wait_seen(site: &Site) -> anyhow::Result<()> {
 fn what_was_given_by_hand_is_taken_over_without_touching_the_host_and_the_clusters_pool_is_left_alone()
 -> anyhow::Result<()> {
     let state = found();
-    let Some(mut site) = Site::new("adopting on Hyper-V", &state)? else { return Ok(()) };
+    let Some(mut site) = Here::new("adopting on Hyper-V", &state)? else { return Ok(()) };
     site.start_agent()?;
     wait_seen(&site)?;
 
@@ -126,7 +127,7 @@ fn force_is_used_only_by_policy_and_each_use_is_written_down() -> anyhow::Result
     for path in A2 {
         at(&mut state, path)["mitigation"] = json!(false);
     }
-    let Some(mut site) = Site::new("force on Hyper-V", &state)? else { return Ok(()) };
+    let Some(mut site) = Here::new("force on Hyper-V", &state)? else { return Ok(()) };
     site.start_agent()?;
     // Without the policy it fails, and says what to do.
     site.place("one", UBUNTU, "1", &["--model", "A2"])?;

@@ -3,54 +3,48 @@
 
 use anyhow::{Context as _, ensure};
 use berth_node_agent::driver::sim::StepFault;
-use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, facts, fault, habits, usual, vm_in};
-use berth_tests::process::{Process, Ran, binary, other, run, wait_until};
-use berth_tests::pwsh::{self, Host};
+use berth_tests::hyperv::site::{NODE, PATIENCE, Site, listed};
+use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, fault, habits, usual, vm_in};
+use berth_tests::process::{Ran, binary, other, run, wait_until};
+use berth_tests::pwsh;
 use serde_json::{Value, json};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-/// Bound on everything that is waited for: starts of PowerShell on a machine that does other work, too.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
-pub(crate) const NODE: &str = "hv-01";
-
-/// A controller, a fake host, and the agent on it.
-pub(crate) struct Site {
-    pub(crate) host: Host,
+/// A site whose agent is this system's own, and starts PowerShell itself.
+pub(crate) struct Here {
+    site: Site,
     pwsh: PathBuf,
-    controller: Process,
-    endpoint: String,
-    agent: Option<Process>,
     pub(crate) settings: Vec<String>,
-    /// What agents said that were ended.
-    said: String,
 }
 
-impl Drop for Site {
+impl Deref for Here {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
+}
+
+impl DerefMut for Here {
+    fn deref_mut(&mut self) -> &mut Site {
+        &mut self.site
+    }
+}
+
+impl Drop for Here {
     /// An agent that was killed while its PowerShell hung leaves it behind.
     fn drop(&mut self) {
         self.end_powershells();
     }
 }
 
-impl Site {
+impl Here {
     /// A host in this state, its agent not started yet. `None` where there is no PowerShell.
     pub(crate) fn new(test: &str, state: &Value) -> anyhow::Result<Option<Self>> {
         let Some(pwsh) = pwsh::program(test) else { return Ok(None) };
-        let host = Host::new(pwsh.clone(), state)?;
-        let mut controller = other(binary("berth-controller")?);
-        controller.args(["--listen", "127.0.0.1:0", "--data-dir"]).arg(host.dir().join("controller"));
-        for setting in ["agents.heartbeat=500ms", "agents.observe=1s", "check_interval=1s"] {
-            controller.args(["--set", setting]);
-        }
-        let mut controller = Process::start(controller)?;
-        let endpoint = controller.wait_for_line(PATIENCE, |line| {
-            let at = line.contains("serving").then(|| line.find("127.0.0.1:"))??;
-            let end = line[at..].find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit());
-            Some(format!("http://{}", &line[at..end.map_or(line.len(), |end| at + end)]))
-        })?;
-        Ok(Some(Self { host, pwsh, controller, endpoint, agent: None, settings: Vec::new(), said: String::new() }))
+        Ok(Some(Self { site: Site::new(pwsh.clone(), state)?, pwsh, settings: Vec::new() }))
     }
 
     /// `berth-agent` as it is started here.
@@ -66,13 +60,8 @@ impl Site {
     }
 
     pub(crate) fn start_agent(&mut self) -> anyhow::Result<()> {
-        self.agent = Some(Process::start(self.agent_command()?)?);
-        Ok(())
-    }
-
-    pub(crate) fn log(&self) -> String {
-        let agent = self.agent.as_ref().map(Process::log).unwrap_or_default();
-        format!("{}{agent}\n---- controller\n{}", self.said, self.controller.log())
+        let command = self.agent_command()?;
+        self.site.start(command)
     }
 
     /// Ids of the PowerShell processes that agents said they had started, in order.
@@ -106,87 +95,8 @@ impl Site {
     /// real one would return and end with its input.
     pub(crate) fn kill_agent(&mut self) -> anyhow::Result<()> {
         let last = self.powershells().pop().context("no PowerShell was started")?;
-        let agent = self.agent.take().context("there is no agent")?;
-        self.said.push_str(&agent.log());
-        self.said.push('\n');
-        agent.kill()?;
+        self.take_agent()?.kill()?;
         run(kill(last))?.expect(0).map(|_| ())
-    }
-
-    /// Memory and processor time of the agent, where the system tells.
-    fn cost(&self) -> String {
-        let of = |file: &str| {
-            let id = self.agent.as_ref().map_or(0, Process::id);
-            std::fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default()
-        };
-        let status = of("status");
-        let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
-        // Fields 14 and 15: ticks in user and in kernel mode, mostly a hundredth of a second each.
-        let ticks: Vec<_> = of("stat").split_whitespace().skip(13).take(2).map(str::to_owned).collect();
-        format!("{memory}, ticks {}", ticks.join(" + "))
-    }
-
-    pub(crate) fn berth(&self, args: &[&str]) -> anyhow::Result<Ran> {
-        let mut berth = other(binary("berth")?);
-        berth.args(args).env("BERTH_ENDPOINT", &self.endpoint);
-        run(berth)
-    }
-
-    /// A command that must succeed.
-    pub(crate) fn ok(&self, args: &[&str]) -> anyhow::Result<Ran> {
-        self.berth(args)?.expect(0).with_context(|| self.log())
-    }
-
-    pub(crate) fn place(&self, name: &str, vm: &str, gpus: &str, more: &[&str]) -> anyhow::Result<()> {
-        // It is known once its agent has reported.
-        let mut last = None;
-        let placed = wait_until(PATIENCE, || {
-            let ran = self.berth(&[&["place", name, "--vm", vm, "--gpus", gpus, "--node", NODE], more].concat())?;
-            let placed = ran.code == Some(0);
-            last = Some(ran);
-            Ok(placed)
-        })?;
-        ensure!(placed, "{name} is not placed: {last:?}\n{}", self.log());
-        Ok(())
-    }
-
-    pub(crate) fn wait_phase(&self, name: &str, phase: &str) -> anyhow::Result<()> {
-        let mut last = Value::Null;
-        let there = wait_until(PATIENCE, || {
-            last = self.berth(&["get", "placements", name, "-o", "json"])?.json().unwrap_or_default();
-            ensure!(last["phase"] != "PHASE_FAILED", "{last:#}\n{}", self.log());
-            Ok(last["phase"] == phase)
-        })?;
-        ensure!(there, "{name} does not come to {phase}: {last:#}\n{}", self.log());
-        Ok(())
-    }
-
-    pub(crate) fn wait_active(&self, name: &str) -> anyhow::Result<()> {
-        self.wait_phase(name, "PHASE_ACTIVE")
-    }
-
-    pub(crate) fn release(&self, name: &str) -> anyhow::Result<()> {
-        self.ok(&["release", name, "--wait", "--timeout", "170s"]).map(|_| ())
-    }
-
-    /// Fails unless the host is as it was.
-    fn as_before(&self, before: &Value) -> anyhow::Result<()> {
-        // Faults that no call met are not the host's.
-        let after = facts(&self.host.state()?);
-        ensure!(after == facts(before), "before:\n{:#}\nafter:\n{after:#}\n{}", facts(before), self.log());
-        Ok(())
-    }
-
-    /// Waits until a command has said, so often, that it hangs.
-    fn wait_hanging(&self, command: &str, times: usize) -> anyhow::Result<()> {
-        let said = format!(r#"{{"hangs":"{command}"}}"#);
-        let mut calls = String::new();
-        let hangs = wait_until(PATIENCE, || {
-            calls = std::fs::read_to_string(self.host.dir().join("state.json.calls")).unwrap_or_default();
-            Ok(calls.matches(&said).count() >= times)
-        })?;
-        ensure!(hangs, "{command} does not hang {times} times; calls:\n{calls}\n{}", self.log());
-        Ok(())
     }
 }
 
@@ -194,14 +104,6 @@ fn kill(id: u32) -> Command {
     let mut kill = other("kill");
     kill.args(["-KILL", &id.to_string()]);
     kill
-}
-
-/// Devices that a VM lists.
-pub(crate) fn listed(state: &mut Value, vm: &str) -> Vec<String> {
-    let devices = vm_in(state, vm)["devices"].as_array().cloned().unwrap_or_default();
-    let mut paths: Vec<_> = devices.iter().filter_map(|d| d["path"].as_str().map(str::to_owned)).collect();
-    paths.sort_unstable();
-    paths
 }
 
 #[test]
@@ -217,7 +119,7 @@ fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as
     vm["guest"] = json!([
         { "id": "PCI\\VEN_10DE&DEV_25B6&SUBSYS_157E10DE&REV_A1\\4&1A2B3C4D&0&0000", "name": "NVIDIA A2", "status": "OK", "problem": 0 },
     ]);
-    let Some(mut site) = Site::new("a whole placement on Hyper-V", &state)? else { return Ok(()) };
+    let Some(mut site) = Here::new("a whole placement on Hyper-V", &state)? else { return Ok(()) };
     let credential = site.host.dir().join("guest.xml");
     std::fs::write(&credential, json!({ "user": "admin", "password": "Geheim-4711" }).to_string())?;
     #[cfg(unix)]
@@ -263,7 +165,7 @@ fn a_linux_guest_must_show_its_driver_before_the_placement_is_active() -> anyhow
     // Its first adapter has no network yet.
     vm_in(&mut state, UBUNTU)["addresses"] = json!([["169.254.7.7"], []]);
     let Some(sshd) = berth_tests::sshd::program(TEST) else { return Ok(()) };
-    let Some(mut site) = Site::new(TEST, &state)? else { return Ok(()) };
+    let Some(mut site) = Here::new(TEST, &state)? else { return Ok(()) };
     let guest = berth_tests::sshd::Guest::start(&sshd)?;
     guest.complains("hv_pci 5a5f0867-48e0-4d7f-9442-885aee2d538b: Need 0x802000000 of high MMIO space. Consider\n")?;
     let told = |name: &str, value: String| [format!("--hyperv-guest-{name}"), value];
@@ -318,7 +220,7 @@ fn a_host_whose_survey_fails_is_seen_all_the_same() -> anyhow::Result<()> {
     fault(&mut faulty, "Get-VMHost", &StepFault::Fails("Zugriff verweigert".to_owned()), 0);
     // The look asks for one class, the survey for two, and then for the devices' resources.
     fault(&mut faulty, "Get-CimInstance", &StepFault::Fails("kaputt".to_owned()), 3);
-    let Some(mut site) = Site::new("failing surveys on Hyper-V", &faulty)? else { return Ok(()) };
+    let Some(mut site) = Here::new("failing surveys on Hyper-V", &faulty)? else { return Ok(()) };
     site.start_agent()?;
     let mut last = String::new();
     let mut wait_for = |site: &Site, words: &[&str]| -> anyhow::Result<()> {
@@ -348,7 +250,7 @@ fn a_host_whose_survey_fails_is_seen_all_the_same() -> anyhow::Result<()> {
 #[test]
 fn a_host_without_a_way_into_guests_says_so_at_once() -> anyhow::Result<()> {
     let state = usual();
-    let Some(mut site) = Site::new("no way into guests on Hyper-V", &state)? else { return Ok(()) };
+    let Some(mut site) = Here::new("no way into guests on Hyper-V", &state)? else { return Ok(()) };
     site.start_agent()?;
     site.place("one", UBUNTU, "1", &["--model", "A2", "--verify", "visible"])?;
     let mut last = Value::Null;
@@ -368,7 +270,7 @@ fn a_cmdlet_that_hangs_is_ended_at_its_deadline_and_a_killed_powershell_is_repla
     // One takes effect and never returns; in the middle of another the process is killed.
     fault(&mut faulty, "Dismount-VMHostAssignableDevice", &StepFault::Hangs { effect: true }, 0);
     fault(&mut faulty, "Add-VMAssignableDevice", &StepFault::Hangs { effect: false }, 1);
-    let Some(mut site) = Site::new("hangs and kills on Hyper-V", &faulty)? else { return Ok(()) };
+    let Some(mut site) = Here::new("hangs and kills on Hyper-V", &faulty)? else { return Ok(()) };
     site.settings = vec!["--hyperv-step-seconds".to_owned(), "10".to_owned()];
     site.start_agent()?;
     site.place("one", UBUNTU, "1", &["--model", "A2"])?;
@@ -400,7 +302,7 @@ fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Re
     }
     // In the middle of giving the settings back, too: the agent must still know what they were.
     fault(&mut state, "Set-VM", &StepFault::Hangs { effect: true }, 8);
-    let Some(mut site) = Site::new("an agent killed at each step", &state)? else { return Ok(()) };
+    let Some(mut site) = Here::new("an agent killed at each step", &state)? else { return Ok(()) };
     site.start_agent()?;
     site.place("one", UBUNTU, "1", &["--model", "A2"])?;
     for command in placing {
@@ -417,14 +319,8 @@ fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Re
     }
     site.wait_phase("one", "PHASE_RELEASED")?;
     site.as_before(&before)?;
-    // Killed ten times, and no command was given more than one device or VM to work on, or done to anything else.
-    for call in site.host.calls()? {
-        let given = &call["given"];
-        for name in ["ResourcePoolName", "VMName", "Name", "InstancePath", "HostAssignableDevice"] {
-            ensure!(given[name].is_null(), "{call}");
-        }
-    }
-    Ok(())
+    // Killed ten times all the same.
+    site.only_named_things_were_touched()
 }
 
 #[test]
