@@ -16,6 +16,9 @@ use std::time::Duration;
 /// How long Wine's own services may take to start or end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The agent's name in the list of services.
+pub const SERVICE: &str = "berth-agent";
+
 /// Programs, and a Windows to run them in. One test at a time has it.
 #[derive(Debug)]
 pub struct Wine {
@@ -46,10 +49,15 @@ impl Wine {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(said);
         let anchor = command.spawn().with_context(|| format!("cannot start {}", wine.display()))?;
         let booted = Self { dir: programs, wine, anchor, events };
-        ensure!(
-            wait_until(PATIENCE, || Ok(booted.run("sc.exe", &["query", "EventLog"])?.code == Some(0)))?,
-            "Wine's service control manager does not start"
-        );
+        // Until then, another program would be the first, and have their words.
+        let first = || Ok(std::fs::read_to_string(&booted.events).is_ok_and(|said| said.contains("Event Log Service")));
+        ensure!(wait_until(PATIENCE, first)?, "Wine's service control manager does not start");
+        // What a test that failed has left.
+        if booted.service(SERVICE)?.is_some() {
+            booted.run("sc.exe", &["stop", SERVICE])?;
+            booted.wait_service(SERVICE, "STOPPED")?;
+            booted.run("sc.exe", &["delete", SERVICE])?.expect(0)?;
+        }
         Ok(Some(booted))
     }
 

@@ -9,6 +9,7 @@ mod fake;
 mod faults;
 mod golden;
 mod guest;
+mod install;
 mod look;
 mod protocol;
 mod scenario;

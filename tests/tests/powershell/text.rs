@@ -43,7 +43,12 @@ struct Plain {
 }
 
 pub(crate) fn table() -> Table {
-    let file = root().join("tests").join("hyperv").join("cmdlets.json");
+    read(&["hyperv", "cmdlets.json"])
+}
+
+/// A table below `tests/`.
+pub(crate) fn read(path: &[&str]) -> Table {
+    let file = path.iter().fold(root().join("tests"), |dir, part| dir.join(part));
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
@@ -53,13 +58,14 @@ struct Argument<'t> {
     value: Option<Node<'t>>,
 }
 
-struct Checker<'a> {
+pub(crate) struct Checker<'a> {
     text: &'a str,
     table: &'a Table,
     functions: BTreeSet<String>,
-    found: Vec<String>,
+    /// Line and what is wrong there.
+    pub(crate) found: Vec<String>,
     /// Commands about the host with the parameters they were given.
-    used: BTreeMap<String, BTreeSet<String>>,
+    pub(crate) used: BTreeMap<String, BTreeSet<String>>,
 }
 
 fn parse(text: &str) -> Tree {
@@ -82,7 +88,7 @@ fn each<'t>(node: Node<'t>, visit: &mut impl FnMut(Node<'t>)) {
 }
 
 impl<'a> Checker<'a> {
-    fn check(text: &'a str, table: &'a Table) -> Self {
+    pub(crate) fn check(text: &'a str, table: &'a Table) -> Self {
         let tree = parse(text);
         let mut checker = Self { text, table, functions: BTreeSet::new(), found: Vec::new(), used: BTreeMap::new() };
         each(tree.root_node(), &mut |node| {

@@ -1,7 +1,7 @@
 //! What PowerShell is given to run, and what the agent obeys, lies where nobody else can change it.
 //!
-//! Wine makes access lists out of Linux's modes: a folder that everybody may write to is one for Windows programs, too, and
-//! one that was restricted is restricted.
+//! Wine makes access lists out of Linux's modes and modes out of access lists: a folder that everybody may write to is one for
+//! Windows programs, too, and one that was restricted is restricted. Administrators are the owner's group there.
 
 use super::Windows;
 use berth_node_agent::driver::hyperv::script;
@@ -15,7 +15,7 @@ fn allow(path: &Path, mode: u32) -> std::io::Result<()> {
 }
 
 fn others(path: &Path) -> std::io::Result<u32> {
-    Ok(std::fs::metadata(path)?.permissions().mode() & 0o022)
+    Ok(std::fs::metadata(path)?.permissions().mode() & 0o002)
 }
 
 #[test]

@@ -6,9 +6,8 @@ use berth_node_agent::driver::sim::StepFault;
 use berth_tests::hyperv::site::PATIENCE;
 use berth_tests::hyperv::{UBUNTU, fault, usual};
 use berth_tests::process::{Ran, wait_until};
-use berth_tests::wine::path;
+use berth_tests::wine::{SERVICE as NAME, path};
 
-const NAME: &str = "berth-agent";
 const KEY: &str = r"HKLM\SYSTEM\CurrentControlSet\Services";
 
 impl Windows {
@@ -93,8 +92,8 @@ fn a_service_that_cannot_start_says_why_in_the_event_log_and_fails() -> anyhow::
     site.service_verb(&["install", "--config", &config])?.expect(0)?;
     std::fs::write(site.config(), "node = \"hv-01\"\nnodes = 2\n")?;
     site.sc("start")?;
-    site.wine.wait_service(NAME, "STOPPED")?;
     site.wait_event("unknown field `nodes`")?;
+    site.wine.wait_service(NAME, "STOPPED")?;
     let told = site.wine.run("sc.exe", &["query", NAME])?.stdout;
     // 1066: the service says what its error is; it is started again after it.
     ensure!(told.contains("WIN32_EXIT_CODE    : 1066") && told.contains("SERVICE_EXIT_CODE  : 1 "), "{told}");
