@@ -23,6 +23,18 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// What `cargo test` tells a test of itself. Build scripts look at it (ring's does): a cargo that inherits it builds
+/// everything above them again, and the next one without it once more.
+const TOLD_BY_CARGO: [&str; 7] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
 fn command(program: impl AsRef<OsStr>) -> Command {
     #[expect(clippy::disallowed_methods, reason = "these tests are about processes")]
     let mut command = Command::new(program);
@@ -61,6 +73,9 @@ pub fn binary(name: &'static str) -> anyhow::Result<PathBuf> {
     }
     let mut cargo = command("cargo");
     cargo.current_dir(root()).args(["build", "--quiet", "--workspace", "--bin", name]);
+    for name in TOLD_BY_CARGO {
+        cargo.env_remove(name);
+    }
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

@@ -7,11 +7,26 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+/// What the cargo that runs this program tells it of itself. Build scripts look at it (ring's does): a cargo that inherits
+/// it builds everything above them again, and the next one without it once more.
+const TOLD_BY_CARGO: [&str; 7] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
 /// A program to run in the repository's root.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     #[expect(clippy::disallowed_methods, reason = "running other programs is what a task runner is for")]
     let mut command = Command::new(program);
     command.current_dir(crate::root()).stdin(Stdio::null());
+    for name in TOLD_BY_CARGO {
+        command.env_remove(name);
+    }
     command
 }
 
