@@ -4,8 +4,6 @@
 //! `cargo xtask test windows` builds what is tested; each of these tests is skipped without it. One at a time: there is one
 //! Windows.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod agent;
 mod guarded;
 mod service;
