@@ -8,6 +8,7 @@ pub mod sim_host;
 
 use crate::driver::hyperv::Options as HyperVOptions;
 use crate::reconcile::Limits;
+use crate::service;
 use crate::session::Retry;
 use crate::tls::{is_encrypted, is_remote};
 use berth_agent_core::work::Pace;
@@ -15,7 +16,7 @@ use berth_model::NodeName;
 use berth_telemetry as telemetry;
 use berth_tls::Pair;
 use berth_tls::client::{self as tls, is_server_name};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
@@ -65,8 +66,17 @@ pub struct Settings {
     pub driver: Driver,
     /// What it logs.
     pub log: telemetry::Options,
-    /// Only check the settings, then end.
-    pub check_only: bool,
+}
+
+/// What a process was started for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// To be an agent.
+    Agent(Settings),
+    /// To check the settings and end.
+    Check(Settings),
+    /// To do something about the service.
+    Service(service::Verb),
 }
 
 /// A host driver, chosen by configuration.
@@ -148,13 +158,16 @@ pub fn endpoint(text: &str) -> Result<Uri, InvalidEndpoint> {
 ///
 /// Every setting can also stand in the file, or in the environment as BERTH_AGENT_NODE and so on; a flag wins over the
 /// environment, the environment over the file.
-#[derive(Parser, Debug)]
+#[derive(Parser, Debug, Default)]
 #[command(
     name = "berth-agent",
     version,
-    after_help = "Example:\n  berth-agent --config /etc/berth/agent.toml --check-config"
+    after_help = "Example:\n  berth-agent --config /etc/berth/agent.toml --check-config",
+    args_conflicts_with_subcommands = true
 )]
 struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -201,6 +214,15 @@ struct Flags {
     log_filter: Option<String>,
 }
 
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Install, remove or be the Windows service.
+    Service {
+        #[command(subcommand)]
+        verb: service::Verb,
+    },
+}
+
 /// One source's word on every setting.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -245,14 +267,30 @@ struct LogLayer {
 /// Start of every variable that is the agent's.
 const PREFIX: &str = "BERTH_AGENT_";
 
-impl Settings {
+impl Task {
     /// Reads flags, environment and file of this process. Ends the process for `--help` and for bad flags.
     ///
     /// # Errors
     /// [`enum@Error`], naming every bad setting.
     pub fn load() -> Result<Self, Error> {
         let flags = Flags::parse();
-        Self::resolve(flags, std::env::vars_os())
+        if let Some(Command::Service { verb }) = flags.command {
+            return Ok(Self::Service(verb));
+        }
+        let check_only = flags.check_config;
+        let settings = Settings::resolve(flags, std::env::vars_os())?;
+        Ok(if check_only { Self::Check(settings) } else { Self::Agent(settings) })
+    }
+}
+
+impl Settings {
+    /// Reads this file and the environment: what a service has.
+    ///
+    /// # Errors
+    /// [`enum@Error`], naming every bad setting.
+    #[cfg_attr(not(windows), expect(dead_code, reason = "only Windows has services"))]
+    pub(crate) fn of_file(file: &Path) -> Result<Self, Error> {
+        Self::resolve(Flags { config: Some(file.to_owned()), ..Flags::default() }, std::env::vars_os())
     }
 
     fn resolve(flags: Flags, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Error> {
@@ -263,8 +301,10 @@ impl Settings {
         let system = system.map(|(_, root)| PathBuf::from(root));
         let (variables, config_variable) = from_environment(environment.into_iter(), &mut problems);
         let Flags {
+            // What is to be done with the settings is not a setting.
+            command: _,
+            check_config: _,
             config,
-            check_config,
             node,
             controllers,
             tls_ca,
@@ -294,7 +334,7 @@ impl Settings {
             hyperv,
             log: LogLayer { format: log_format, filter: log_filter },
         };
-        let settings = Layers([flags, variables, file]).settings(check_config, system.as_deref(), &mut problems);
+        let settings = Layers([flags, variables, file]).settings(system.as_deref(), &mut problems);
         match settings {
             Some(settings) if problems.is_empty() => Ok(settings),
             Some(_) | None => Err(Error::Settings(problems)),
@@ -373,7 +413,7 @@ impl Layers {
         self.0.iter().find_map(get)
     }
 
-    fn settings(&self, check_only: bool, system: Option<&Path>, problems: &mut Vec<Problem>) -> Option<Settings> {
+    fn settings(&self, system: Option<&Path>, problems: &mut Vec<Problem>) -> Option<Settings> {
         let mut problem = |setting: &str, why: String| problems.push(Problem { setting: setting.to_owned(), why });
 
         let node = match self.pick(|l| l.node.as_deref()) {
@@ -468,7 +508,7 @@ impl Layers {
         }
 
         let agent = Config { tls: tls?, ..Config::new(node?, controllers, data_dir?) };
-        Some(Settings { agent, driver: driver?, log, check_only })
+        Some(Settings { agent, driver: driver?, log })
     }
 }
 
@@ -592,7 +632,6 @@ mod tests {
             },
             driver: Driver::Sim { host: "/h.toml".into() },
             log: telemetry::Options { format: telemetry::Format::Json, filter: "debug".into() },
-            check_only: true,
         };
         assert_eq!(settings.unwrap(), expected);
     }

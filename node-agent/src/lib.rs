@@ -6,10 +6,13 @@
 pub mod app;
 pub mod config;
 pub mod driver;
+#[cfg_attr(not(windows), expect(dead_code, reason = "only Windows has what it judges"))]
+mod guarded;
 pub mod ledger;
 mod link;
 pub mod process;
 pub mod reconcile;
+pub mod service;
 pub mod session;
 #[cfg(test)]
 mod testing;

@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-// Two threads: an agent mostly waits, and must leave the host to its VMs.
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
-    match berth_node_agent::process::run().await {
+fn main() -> ExitCode {
+    match berth_node_agent::process::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

@@ -1,36 +1,79 @@
 //! The process `berth-agent`: one agent, from its settings until a signal ends it.
 
-use crate::config::{Config, Driver, Settings, sim_host};
+use crate::config::{Config, Driver, Settings, Task, sim_host};
 use crate::driver::HostDriver;
 use crate::driver::hyperv::{self, HyperV};
 use crate::driver::sim::{Delays, HostSpec, KeptHost};
-use crate::tls;
+use crate::{guarded, service, tls};
 use anyhow::Context as _;
 use berth_telemetry::names;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 
-/// Runs the agent that this process's flags, environment and file describe, until it is told to stop.
+/// How long an agent may take to stop. A step under way is left where it is, so that only the ledger's last write and the
+/// end of PowerShell are waited for; both take a moment, or for ever on a disk that hangs.
+pub const STOP: Duration = Duration::from_secs(30);
+/// How long calls to the disk may hold up the end after that.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
+/// Does what this process's flags, environment and file say: runs an agent until it is told to stop, or has to do with the
+/// service.
 ///
 /// # Errors
 /// Why it does not start, or that a part of it was lost: the process must then end, to be started again.
-pub async fn run() -> anyhow::Result<()> {
-    let settings = Settings::load()?;
-    let host = Host::read(&settings)?;
-    if settings.check_only {
-        // Only here: an agent whose files are wrong runs on, and says so each time it dials.
-        return check_certificate(&settings.agent).await;
+pub fn run() -> anyhow::Result<()> {
+    match Task::load()? {
+        Task::Service(verb) => service::call(verb),
+        Task::Check(settings) => {
+            Host::read(&settings)?;
+            // Only here: an agent whose files are wrong runs on, and says so each time it dials.
+            block_on(check_certificate(&settings.agent))?
+        }
+        Task::Agent(settings) => {
+            let _until_the_end = berth_telemetry::init(&settings.log)?;
+            block_on(async { serve(settings, told_to_stop(), || Ok(())).await })?
+        }
     }
-    let _until_the_end = berth_telemetry::init(&settings.log)?;
+}
+
+/// Runs to its end. Two threads: an agent mostly waits, and must leave the host to its VMs.
+///
+/// # Errors
+/// When the system gives no threads.
+pub fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.context("cannot start threads")?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_CALLS);
+    Ok(done)
+}
+
+/// Runs the agent that the settings describe until `stop` is ready. `started` is called once it works.
+///
+/// # Errors
+/// Why it does not start, or that a part of it was lost.
+pub async fn serve(
+    settings: Settings,
+    stop: impl Future<Output = io::Result<()>>,
+    started: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let host = Host::read(&settings)?;
     for endpoint in settings.agent.controllers.iter().filter(|uri| tls::is_remote(uri) && !tls::is_encrypted(uri)) {
         tracing::warn!({ names::ENDPOINT } = %endpoint, "connections are neither encrypted nor authenticated, as configured");
     }
     let driver = host.open(&settings.agent.data_dir)?;
     let mut agent = crate::start(settings.agent, driver).await?;
+    started()?;
     tokio::select! {
-        signal = told_to_stop() => {
+        signal = stop => {
             signal.context("cannot wait for signals")?;
-            agent.stop().await;
+            if timeout(STOP, agent.stop()).await.is_err() {
+                // Whatever it hangs in, the next start looks and goes on.
+                tracing::warn!("the agent does not stop within {} s; it is cut off", STOP.as_secs());
+            }
             Ok(())
         }
         error = agent.failed() => Err(error),
@@ -60,7 +103,11 @@ impl Host {
     fn open(self, data_dir: &Path) -> anyhow::Result<Arc<dyn HostDriver>> {
         Ok(match self {
             Self::Sim(spec, delays) => Arc::new(KeptHost::open(spec, delays, data_dir)?),
-            Self::HyperV(options) => Arc::new(HyperV::new(options, data_dir)),
+            Self::HyperV(options) => {
+                // What is obeyed and what is run lies in it.
+                guarded::folder(data_dir).context("the data directory is not safe")?;
+                Arc::new(HyperV::new(options, data_dir))
+            }
         })
     }
 }

@@ -3,9 +3,10 @@
 //! Owns the start and the flush of logging, and the names of spans, fields and events ([`names`]). Must never decide
 //! anything, and never fail a call because of what it could not record.
 
+pub mod journal;
 mod log;
 pub mod names;
 pub mod spans;
 pub mod trace;
 
-pub use log::{Format, Guard, InitError, Options, UnknownFormat, init};
+pub use log::{Format, Guard, InitError, Options, UnknownFormat, init, init_with};

@@ -1,13 +1,14 @@
-//! Logging to stderr: one line an event, for people or as JSON.
+//! Logging to stderr: one line an event, for people or as JSON. Where nobody reads that, to a journal of the system's, too.
 //!
 //! stdout stays free for what a program was asked to print. The guard is where exporters that buffer will flush.
 
+use crate::journal::{Journal, Pages};
 use std::fmt;
 use std::io::{self, Write as _};
 use std::str::FromStr;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::layer::{Layered, SubscriberExt as _};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -116,13 +117,27 @@ impl Drop for Guard {
 /// # Errors
 /// [`InitError`] when the filter is bad or logging was started before.
 pub fn init(options: &Options) -> Result<Guard, InitError> {
+    start(options, None)
+}
+
+/// Starts logging for the whole process, to this journal, too: whatever the filter lets through of warnings, errors, and
+/// what Berth itself says at level info.
+///
+/// # Errors
+/// [`InitError`] when the filter is bad or logging was started before.
+pub fn init_with(options: &Options, journal: Box<dyn Journal>) -> Result<Guard, InitError> {
+    start(options, Some(journal))
+}
+
+fn start(options: &Options, journal: Option<Box<dyn Journal>>) -> Result<Guard, InitError> {
     let filter = options.env_filter()?;
     let subscriber = subscriber(options.format, filter, io::stderr, io::IsTerminal::is_terminal(&io::stderr()));
+    let subscriber = subscriber.with(journal.map(|journal| Pages::new(journal).layer()));
     tracing::subscriber::set_global_default(subscriber).map_err(|_| InitError::Twice)?;
     Ok(Guard { _private: () })
 }
 
-fn subscriber<W>(format: Format, filter: EnvFilter, writer: W, colour: bool) -> impl tracing::Subscriber + Send + Sync
+fn subscriber<W>(format: Format, filter: EnvFilter, writer: W, colour: bool) -> Logging
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -133,6 +148,9 @@ where
     };
     tracing_subscriber::registry().with(filter).with(lines)
 }
+
+type Logging = Layered<Box<dyn Layer<Filtered> + Send + Sync>, Filtered>;
+type Filtered = Layered<EnvFilter, Registry>;
 
 #[cfg(test)]
 mod tests {

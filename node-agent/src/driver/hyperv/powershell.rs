@@ -7,6 +7,7 @@
 use super::answer::{self, Failure, Hello, MAX_LINE_BYTES, Malformed};
 use super::script;
 use crate::driver::DriverError;
+use crate::guarded::{self, Unguarded};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::io;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 /// How long a start may take until the script says hello: loading modules on a busy host takes tens of seconds.
@@ -30,9 +31,12 @@ const SAID_BYTES: usize = 2048;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
-    /// The script's file cannot be written.
-    #[error("cannot write the host script {path}: {why}")]
-    Script { path: PathBuf, why: io::Error },
+    /// The script's file cannot be written where nobody else can change it.
+    #[error("the host script is not safe: {0}")]
+    Script(Unguarded),
+    /// It may or may not be written.
+    #[error("the host script was not written: {0}")]
+    Writer(String),
     /// It does not start.
     #[error("cannot start PowerShell {program}: {why}")]
     Start { program: PathBuf, why: io::Error },
@@ -61,7 +65,8 @@ impl From<Lost> for DriverError {
     fn from(lost: Lost) -> Self {
         match lost {
             Lost::Late { limit_ms } => Self::TimedOut { limit_ms },
-            Lost::Script { .. }
+            Lost::Script(_)
+            | Lost::Writer(_)
             | Lost::Start { .. }
             | Lost::Ended { .. }
             | Lost::Malformed(_)
@@ -136,7 +141,7 @@ impl PowerShell {
 
     async fn start(&self) -> Result<Running, Lost> {
         let file = self.dir.join("host.ps1");
-        write_script(&self.dir, &file).await.map_err(|why| Lost::Script { path: file.clone(), why })?;
+        write_script(&self.dir, &file).await?;
         let mut running =
             Running::start(&self.program, &file).map_err(|why| Lost::Start { program: self.program.clone(), why })?;
         match running.hello().await {
@@ -157,10 +162,17 @@ impl PowerShell {
     }
 }
 
-/// Written at each start, so that what runs is what this program holds, whatever became of the file.
-async fn write_script(dir: &Path, file: &Path) -> io::Result<()> {
-    tokio::fs::create_dir_all(dir).await?;
-    tokio::fs::write(file, script::TEXT).await
+/// Checked at each start, so that what runs is what this program holds, whatever became of the file.
+async fn write_script(dir: &Path, file: &Path) -> Result<(), Lost> {
+    let (dir, file) = (dir.to_owned(), file.to_owned());
+    let written = spawn_blocking(move || {
+        guarded::folder(&dir)?;
+        guarded::file(&file, script::TEXT)
+    });
+    match written.await {
+        Ok(written) => written.map_err(Lost::Script),
+        Err(lost) => Err(Lost::Writer(lost.to_string())),
+    }
 }
 
 impl Running {
