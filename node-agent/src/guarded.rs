@@ -20,13 +20,17 @@ pub(crate) enum Unguarded {
     #[error("{} is not a plain {what}; move it away, and the agent makes one", path.display())]
     Odd { path: PathBuf, what: &'static str },
     /// Others can change it.
-    #[error(
-        "{} can be changed by {who}. Only administrators, SYSTEM and the agent's account may: look at what is in it, then run, \
-         as an administrator, icacls \"{0}\" /setowner *S-1-5-32-544 /t and icacls \"{0}\" /inheritance:r /grant:r \
-         *S-1-5-18:(OI)(CI)F *S-1-5-32-544:(OI)(CI)F",
-        path.display()
-    )]
+    #[error("{} can be changed by {who}; only administrators, SYSTEM and the agent's account may", path.display())]
     Others { path: PathBuf, who: String },
+    /// Others could change a folder that holds something.
+    #[error(
+        "{folder} can be changed by {who}; only administrators, SYSTEM and the agent's account may. Look at what is in it; \
+         then, as an administrator: icacls \"{folder}\" /setowner *S-1-5-32-544 /t; icacls \"{folder}\" /reset /t; \
+         icacls \"{folder}\" /inheritance:r /grant:r \"*S-1-5-18:(OI)(CI)F\" \"*S-1-5-32-544:(OI)(CI)F\", and as many for a \
+         service account",
+        folder = path.display()
+    )]
+    Filled { path: PathBuf, who: String },
 }
 
 fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Unguarded {
@@ -40,13 +44,16 @@ pub(crate) fn folder(path: &Path) -> Result<(), Unguarded> {
     if !std::fs::symlink_metadata(path).map_err(io("look at", path))?.is_dir() {
         return Err(Unguarded::Odd { path: path.to_owned(), what: "folder" });
     }
-    let Err(why) = check(path) else { return Ok(()) };
-    let mut entries = std::fs::read_dir(path).map_err(io("list", path))?;
+    let (path, who) = match check(path) {
+        Err(Unguarded::Others { path, who }) => (path, who),
+        other => return other,
+    };
+    let mut entries = std::fs::read_dir(&path).map_err(io("list", &path))?;
     if entries.next().is_some() {
-        return Err(why);
+        return Err(Unguarded::Filled { path, who });
     }
-    make(path)?;
-    check(path)
+    make(&path)?;
+    check(&path)
 }
 
 /// A file with this text, which is guarded, and was read back. One that is there already is kept only if it is all that.
