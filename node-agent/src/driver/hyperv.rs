@@ -168,9 +168,13 @@ impl HyperV {
     /// be measured is told as not measured, and why in the host's notes.
     async fn survey(&self, look: &Look) {
         {
-            let known = self.known();
-            let needed = known.host.is_none() || view::needs_survey(look, &known.measured);
-            if !needed || known.survey.not_before.is_some_and(|at| Instant::now() < at) {
+            let mut known = self.known();
+            if known.host.is_some() && !view::needs_survey(look, &known.measured) {
+                // Whatever was open is not there any more.
+                known.survey = SurveyState::default();
+                return;
+            }
+            if known.survey.not_before.is_some_and(|at| Instant::now() < at) {
                 return;
             }
         }

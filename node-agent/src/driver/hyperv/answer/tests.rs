@@ -2,7 +2,7 @@
 
 use super::*;
 use expect_test::expect;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Answers of the real script, kept by its own tests.
@@ -111,6 +111,25 @@ fn no_cut_and_no_flipped_byte_does_harm() {
             changed[at] = changed[at].wrapping_add(1);
             drop(outcome(op, &changed));
         }
+    }
+}
+
+#[test]
+fn null_is_neither_a_result_nor_an_error() {
+    let result = json!({ "changed": true, "seen": {} });
+    let error = serde_json::from_slice::<Value>(&golden("refused.json")).unwrap()["error"].clone();
+    let read = |answer: Value| read::<Stepped>(answer.to_string().as_bytes(), 7);
+    assert!(read(json!({ "id": 7, "ok": true, "result": result })).is_ok());
+    assert!(read(json!({ "id": 7, "ok": false, "error": error })).is_ok());
+    for answer in [
+        json!({ "id": 7, "ok": true, "result": result, "error": null }),
+        json!({ "id": 7, "ok": false, "error": error, "result": null }),
+        json!({ "id": 7, "ok": true, "result": null }),
+        json!({ "id": 7, "ok": false, "error": null }),
+        json!({ "id": 7, "ok": true }),
+        json!({ "id": 7, "ok": true, "result": result, "error": error }),
+    ] {
+        assert!(read(answer.clone()).is_err(), "{answer}");
     }
 }
 
