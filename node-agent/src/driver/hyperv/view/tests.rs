@@ -221,7 +221,7 @@ fn what_a_pool_of_the_cluster_has_is_told_and_is_nobodys() {
     let at: DeviceAddress = A2[0].parse().unwrap();
     let native = |view: &HostView| match &view.gpus[&at].health {
         GpuHealth::Quarantined(QuarantineReason::NativePool { pool }) => Some(pool.clone()),
-        _ => None,
+        GpuHealth::Ok | GpuHealth::Quarantined(_) | GpuHealth::NeedsHostReboot => None,
     };
     // A VM has the sound function of its card from a pool: the whole card is the cluster's.
     let listed = changed(|result| {
