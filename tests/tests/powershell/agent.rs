@@ -44,6 +44,9 @@ impl Here {
     /// A host in this state, its agent not started yet. `None` where there is no PowerShell.
     pub(crate) fn new(test: &str, state: &Value) -> anyhow::Result<Option<Self>> {
         let Some(pwsh) = pwsh::program(test) else { return Ok(None) };
+        // Now, so that no build comes between an agent's start and the first question about it.
+        binary("berth-agent")?;
+        binary("berth")?;
         Ok(Some(Self { site: Site::new(pwsh.clone(), state)?, pwsh, settings: Vec::new() }))
     }
 
