@@ -37,10 +37,12 @@ pub(super) struct Failure {
     pub(super) kind: Kind,
     category: String,
     fqid: String,
+    #[serde(deserialize_with = "nullable")]
     hresult: Option<i32>,
     codes: Vec<String>,
     /// In the host's language, for people.
     message: String,
+    #[serde(deserialize_with = "nullable")]
     cmdlet: Option<String>,
     #[serde(default)]
     seen: Option<Seen>,
@@ -159,6 +161,7 @@ pub(super) struct Stepped {
 pub(super) struct Hello {
     pub(super) protocol: u64,
     pub(super) powershell: String,
+    #[serde(deserialize_with = "nullable")]
     pub(super) edition: Option<String>,
     pub(super) computer: String,
     pub(super) culture: String,
@@ -210,6 +213,11 @@ pub(super) fn read<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Result<T
             if error.is_some() { "an" } else { "no" },
         ))),
     }
+}
+
+/// Null or a value, but there: serde by itself takes a member that is left out for null.
+fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(from)
 }
 
 /// A text of the host that must be something of ours.

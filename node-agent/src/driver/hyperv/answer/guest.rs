@@ -18,9 +18,13 @@ pub(in crate::driver::hyperv) struct GuestLook {
 #[serde(deny_unknown_fields)]
 pub(in crate::driver::hyperv) struct GuestDevice {
     /// A guest says what it likes; what is no instance id is no device of ours.
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) instance_id: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     name: Option<IgnoredAnyValue>,
+    #[serde(deserialize_with = "super::nullable")]
     status: Option<IgnoredAnyValue>,
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) problem: Option<u64>,
 }
 

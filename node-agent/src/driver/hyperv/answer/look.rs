@@ -30,15 +30,23 @@ pub(in crate::driver::hyperv) struct Function {
     location_path: LocationPath,
     #[serde(deserialize_with = "parsed")]
     pub(in crate::driver::hyperv) instance_id: InstanceId,
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) base_class: Option<u8>,
+    #[serde(deserialize_with = "super::nullable")]
     sub_class: Option<u8>,
     /// Windows' problem code: 0 none, 22 disabled.
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) problem: Option<u32>,
+    #[serde(deserialize_with = "super::nullable")]
     status: Option<IgnoredAnyValue>,
+    #[serde(deserialize_with = "super::nullable")]
     name: Option<IgnoredAnyValue>,
+    #[serde(deserialize_with = "super::nullable")]
     class: Option<IgnoredAnyValue>,
     /// The driver's service, if a driver runs it.
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) service: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     manufacturer: Option<IgnoredAnyValue>,
 }
 
@@ -51,6 +59,7 @@ pub(in crate::driver::hyperv) struct Pooled {
     #[serde(deserialize_with = "parsed")]
     pub(in crate::driver::hyperv) instance_id: InstanceId,
     /// Not known on every build.
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) base_class: Option<u8>,
     /// A pool below the host's root pool that has it, which a cluster hands out by itself. Not told on every build.
     #[serde(deserialize_with = "made")]
@@ -194,19 +203,30 @@ pub(super) fn boot(text: &str) -> Result<BootId, String> {
 struct RawVm {
     #[serde(deserialize_with = "parsed")]
     id: VmId,
+    #[serde(deserialize_with = "super::nullable")]
     name: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     state: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     generation: Option<u64>,
     clustered: bool,
+    #[serde(deserialize_with = "super::nullable")]
     role: Option<IgnoredAnyValue>,
+    #[serde(deserialize_with = "super::nullable")]
     replication_mode: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     start_action: Option<String>,
     settings: RawSettings,
+    #[serde(deserialize_with = "super::nullable")]
     memory_startup_bytes: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     processors: Option<u64>,
     checkpoints: u64,
+    #[serde(deserialize_with = "super::nullable")]
     heartbeat: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     uptime_seconds: Option<i64>,
+    #[serde(deserialize_with = "super::nullable")]
     version: Option<String>,
     devices: Vec<RawRecord>,
 }
@@ -216,7 +236,9 @@ struct RawVm {
 struct RawRecord {
     #[serde(deserialize_with = "parsed_option")]
     location_path: Option<LocationPath>,
+    #[serde(deserialize_with = "super::nullable")]
     instance_id: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     pool: Option<String>,
 }
 
@@ -271,10 +293,13 @@ struct RawSettings {
     mmio_low_bytes: u64,
     mmio_high_bytes: u64,
     dynamic_memory: bool,
+    #[serde(deserialize_with = "super::nullable")]
     memory_minimum_bytes: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     memory_maximum_bytes: Option<u64>,
     checkpoint_type: String,
     /// Null on builds that know none.
+    #[serde(deserialize_with = "super::nullable")]
     automatic_checkpoints: Option<bool>,
 }
 

@@ -40,7 +40,9 @@ pub(in crate::driver::hyperv) struct HostWords {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::driver::hyperv) struct Policy {
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) require_secure: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     pub(in crate::driver::hyperv) require_supported: Option<u64>,
 }
 
@@ -62,6 +64,7 @@ pub(in crate::driver::hyperv) struct Device {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSurvey {
+    #[serde(deserialize_with = "super::nullable")]
     host: Option<RawHost>,
     devices: Vec<RawDevice>,
     unknown: Vec<String>,
@@ -71,19 +74,26 @@ struct RawSurvey {
 #[serde(deny_unknown_fields)]
 struct RawHost {
     #[serde(rename = "computer")]
+    #[serde(deserialize_with = "super::nullable")]
     _computer: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     system: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     version: Option<String>,
     #[serde(rename = "product_type")]
+    #[serde(deserialize_with = "super::nullable")]
     _product_type: Option<u64>,
     #[serde(rename = "sku")]
+    #[serde(deserialize_with = "super::nullable")]
     _sku: Option<u64>,
     boot_time: String,
     logical_processors: u64,
     memory_bytes: u64,
     #[serde(rename = "iov_support")]
+    #[serde(deserialize_with = "super::nullable")]
     _iov_support: Option<bool>,
     iov_support_reasons: Vec<String>,
+    #[serde(deserialize_with = "super::nullable")]
     cluster: Option<String>,
     policy: Policy,
     reasons: Vec<String>,
@@ -97,26 +107,46 @@ struct RawDevice {
     location_path: LocationPath,
     #[serde(deserialize_with = "parsed")]
     instance_id: InstanceId,
+    #[serde(deserialize_with = "super::nullable")]
     base_class: Option<u8>,
+    #[serde(deserialize_with = "super::nullable")]
     sub_class: Option<u8>,
+    #[serde(deserialize_with = "super::nullable")]
     problem: Option<u32>,
+    #[serde(deserialize_with = "super::nullable")]
     name: Option<String>,
     measured: bool,
+    #[serde(deserialize_with = "super::nullable")]
     windows: Option<Vec<RawWindow>>,
+    #[serde(deserialize_with = "super::nullable")]
     interrupts: Option<Vec<i64>>,
+    #[serde(deserialize_with = "super::nullable")]
     device_type: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     bar_types: Option<u32>,
+    #[serde(deserialize_with = "super::nullable")]
     interrupt_support: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     interrupt_messages: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     acs: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     reserved_memory: Option<bool>,
+    #[serde(deserialize_with = "super::nullable")]
     on_post_path: Option<bool>,
+    #[serde(deserialize_with = "super::nullable")]
     link_speed: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     link_width: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     max_link_speed: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     max_link_width: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     numa_node: Option<u64>,
+    #[serde(deserialize_with = "super::nullable")]
     serial: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
     driver_version: Option<String>,
     reasons: Vec<String>,
 }
