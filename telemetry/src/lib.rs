@@ -5,6 +5,7 @@
 
 pub mod journal;
 mod log;
+pub mod metrics;
 pub mod names;
 pub mod spans;
 pub mod trace;
