@@ -23,6 +23,16 @@ impl TraceParent {
     pub fn trace_id(&self) -> &str {
         &self.0[3..35]
     }
+
+    /// The id of the span that others continue: 16 hexadecimal digits.
+    pub fn span_id(&self) -> &str {
+        &self.0[36..52]
+    }
+
+    /// The flags: 2 hexadecimal digits. The lowest bit says that the trace is kept.
+    pub fn flags(&self) -> &str {
+        &self.0[53..55]
+    }
 }
 
 impl FromStr for TraceParent {
@@ -57,7 +67,9 @@ mod tests {
     #[test]
     fn only_version_zero_with_real_ids_is_taken() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(good.parse::<TraceParent>().unwrap().trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        let trace = good.parse::<TraceParent>().unwrap();
+        assert_eq!(trace.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!((trace.span_id(), trace.flags()), ("b7ad6b7169203331", "01"));
         for bad in [
             "",
             "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

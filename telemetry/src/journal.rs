@@ -119,7 +119,7 @@ mod tests {
             let name = PlacementName::new("render").unwrap();
             let uid = PlacementUid::new("8fce3318-aa0f-4de3-8664-278533573cd2").unwrap();
             let placement = spans::placement(&node, &name, &uid, None);
-            let _in_step = spans::step(&placement, StepKind::Attach, 2).entered();
+            let _in_step = spans::step(&placement, StepKind::Attach, 2, None).entered();
             tracing::info!(duration_ms = 3, "step ended");
             tracing::debug!("a detail");
             tracing::info!(target: "h2", "of no interest");

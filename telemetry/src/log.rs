@@ -1,11 +1,16 @@
-//! Logging to stderr: one line an event, for people or as JSON. Where nobody reads that, to a journal of the system's, too.
+//! Logging to stderr: one line an event, for people or as JSON; to a collector, where there is one; and where nobody reads
+//! stderr, to a journal of the system's.
 //!
-//! stdout stays free for what a program was asked to print. The guard is where exporters that buffer will flush.
+//! stdout stays free for what a program was asked to print. The guard is where exporters that buffer flush.
 
+use crate::export::{Export, Service};
 use crate::journal::{Journal, Pages};
+use crate::pipeline::{self, Pipeline};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::str::FromStr;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layered, SubscriberExt as _};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -83,7 +88,7 @@ impl Options {
 }
 
 /// Why logging cannot start.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// The filter cannot be read.
     #[error("log filter {filter:?} is not a list of directives like info,berth_node_agent=debug: {why}")]
@@ -96,45 +101,86 @@ pub enum InitError {
     /// Something else already logs in this process.
     #[error("logging was already started in this process")]
     Twice,
+    /// What is configured for export cannot be.
+    #[error(transparent)]
+    Export(#[from] pipeline::Error),
 }
 
 /// Flushes what is buffered when it is dropped: keep it until the process ends.
 #[derive(Debug)]
 #[must_use = "dropping it ends logging in order; keep it until the process ends"]
 pub struct Guard {
-    _private: (),
+    exports: Pipeline,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        std::mem::take(&mut self.exports).flush();
         // Nobody is left to be told if stderr cannot be written.
         let _unwritable = io::stderr().flush();
     }
 }
 
-/// Starts logging for the whole process.
+/// Starts logging for the whole process, and nothing else.
 ///
 /// # Errors
 /// [`InitError`] when the filter is bad or logging was started before.
 pub fn init(options: &Options) -> Result<Guard, InitError> {
-    start(options, None)
+    begin(options, Pipeline::default(), None)
 }
 
-/// Starts logging for the whole process, to this journal, too: whatever the filter lets through of warnings, errors, and
-/// what Berth itself says at level info.
+/// Starts logging and exporting for the whole process.
 ///
 /// # Errors
-/// [`InitError`] when the filter is bad or logging was started before.
-pub fn init_with(options: &Options, journal: Box<dyn Journal>) -> Result<Guard, InitError> {
-    start(options, Some(journal))
+/// [`InitError`] when something is configured wrong or logging was started before; never because of a collector that is
+/// not there.
+pub fn start(options: &Options, export: &Export, service: Service) -> Result<Guard, InitError> {
+    options.check()?;
+    begin(options, Pipeline::start(export, service)?, None)
 }
 
-fn start(options: &Options, journal: Option<Box<dyn Journal>>) -> Result<Guard, InitError> {
+/// The same, to this journal, too: whatever the filter lets through of warnings, errors, and what Berth itself says at
+/// level info.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(
+    options: &Options,
+    export: &Export,
+    service: Service,
+    journal: Box<dyn Journal>,
+) -> Result<Guard, InitError> {
+    options.check()?;
+    begin(options, Pipeline::start(export, service)?, Some(journal))
+}
+
+fn begin(options: &Options, exports: Pipeline, journal: Option<Box<dyn Journal>>) -> Result<Guard, InitError> {
     let filter = options.env_filter()?;
     let subscriber = subscriber(options.format, filter, io::stderr, io::IsTerminal::is_terminal(&io::stderr()));
     let subscriber = subscriber.with(journal.map(|journal| Pages::new(journal).layer()));
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| InitError::Twice)?;
-    Ok(Guard { _private: () })
+    let ours = exports.logs.as_ref().map(|logs| {
+        OpenTelemetryTracingBridge::new(logs).with_filter(filter_fn(|about| !is_the_exporters(about.target())))
+    });
+    tracing::subscriber::set_global_default(subscriber.with(ours)).map_err(|_| InitError::Twice)?;
+    Ok(Guard { exports })
+}
+
+/// Whether a line is from below the exporter: exporting it would make the next one.
+fn is_the_exporters(target: &str) -> bool {
+    [
+        "h2",
+        "hyper",
+        "hyper_util",
+        "tonic",
+        "tower",
+        "opentelemetry",
+        "opentelemetry_sdk",
+        "opentelemetry_otlp",
+        "rustls",
+    ]
+    .iter()
+    .any(|crate_name| target.strip_prefix(crate_name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
+        || target.starts_with("opentelemetry-")
 }
 
 fn subscriber<W>(format: Format, filter: EnvFilter, writer: W, colour: bool) -> Logging
@@ -184,7 +230,7 @@ mod tests {
             let uid = PlacementUid::new("8fce3318-aa0f-4de3-8664-278533573cd2").unwrap();
             let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
             let placement = spans::placement(&node, &name, &uid, Some(&trace));
-            let _in_step = spans::step(&placement, StepKind::Attach, 2).entered();
+            let _in_step = spans::step(&placement, StepKind::Attach, 2, None).entered();
             tracing::info!("attached");
             tracing::debug!("a detail");
         });

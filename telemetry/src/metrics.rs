@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod controller;
 pub mod fleet;
+pub mod instruments;
 pub mod page;
 pub mod process;
 

@@ -11,8 +11,23 @@ pub const SPAN_PLACEMENT: &str = "placement";
 /// Span: one step on a host.
 pub const SPAN_STEP: &str = "step";
 
+/// Trace span: the store transaction that made a decision durable, as the caller waits for it.
+pub const TRACE_COMMIT: &str = "commit";
+/// Trace span: the leader's decision, the choice of GPUs included.
+pub const TRACE_SCHEDULE: &str = "schedule";
+/// Trace span: what is wanted goes out on the session of a node's agent.
+pub const TRACE_SEND: &str = "session.send";
+/// Trace span: the agent takes in what is wanted, and has it durable.
+pub const TRACE_ACCEPT: &str = "session.accept";
+/// Trace span: one attempt at a step on a host.
+pub const TRACE_STEP: &str = "step";
+/// Trace span: the call of the host driver within a step.
+pub const TRACE_DRIVER: &str = "driver.act";
+
 /// Field: W3C trace id, 32 hexadecimal digits; the same from the API call to the step on the host.
 pub const TRACE_ID: &str = "trace_id";
+/// Field: W3C id of the span in which something is said, 16 hexadecimal digits; where a trace is kept, its span has this id.
+pub const SPAN_ID: &str = "span_id";
 /// Field: name of a placement.
 pub const PLACEMENT: &str = "placement";
 /// Field: uid of a placement.

@@ -10,12 +10,13 @@ use tracing::{Span, info_span};
 fn record_trace(span: &Span, trace: Option<&TraceParent>) {
     if let Some(trace) = trace {
         span.record(names::TRACE_ID, trace.trace_id());
+        span.record(names::SPAN_ID, trace.span_id());
     }
 }
 
 /// An API call, by the name of its method.
 pub fn call(method: &str, trace: Option<&TraceParent>) -> Span {
-    let span = info_span!("call", { names::METHOD } = method, { names::TRACE_ID } = Empty);
+    let span = info_span!("call", { names::METHOD } = method, { names::TRACE_ID } = Empty, { names::SPAN_ID } = Empty);
     record_trace(&span, trace);
     span
 }
@@ -32,15 +33,26 @@ pub fn placement(node: &NodeName, name: &PlacementName, uid: &PlacementUid, trac
         { names::NODE } = %node,
         { names::PLACEMENT } = %name,
         { names::UID } = %uid,
-        { names::TRACE_ID } = Empty
+        { names::TRACE_ID } = Empty,
+        { names::SPAN_ID } = Empty
     );
     record_trace(&span, trace);
     span
 }
 
-/// One step on a host, inside the span of its placement.
-pub fn step(parent: &Span, kind: StepKind, attempt: u32) -> Span {
-    info_span!(parent: parent, "step", { names::STEP } = %kind, { names::ATTEMPT } = attempt)
+/// One step on a host, inside the span of its placement; `trace` is its own, where it is kept.
+pub fn step(parent: &Span, kind: StepKind, attempt: u32, trace: Option<&TraceParent>) -> Span {
+    let span = info_span!(
+        parent: parent,
+        "step",
+        { names::STEP } = %kind,
+        { names::ATTEMPT } = attempt,
+        { names::SPAN_ID } = Empty
+    );
+    if let Some(trace) = trace {
+        span.record(names::SPAN_ID, trace.span_id());
+    }
+    span
 }
 
 #[cfg(test)]
@@ -59,7 +71,7 @@ mod tests {
             let spans = [
                 (call("Create", None), names::SPAN_CALL),
                 (session(&node), names::SPAN_SESSION),
-                (step(&placement, StepKind::Attach, 1), names::SPAN_STEP),
+                (step(&placement, StepKind::Attach, 1, None), names::SPAN_STEP),
                 (placement, names::SPAN_PLACEMENT),
             ];
             for (span, expected) in spans {

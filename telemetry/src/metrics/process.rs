@@ -14,7 +14,7 @@ pub const TELEMETRY_DROPPED: Metric = Metric {
     kind: Kind::Counter,
     unit: "{item}",
     labels: &[BY_SIGNAL],
-    what: "Spans, log records and series of metrics that never reached the collector: there was no room to wait, or it did not take them.",
+    what: "Spans, log records and exports of metrics that never reached the collector: there was no room to wait, or it did not take them.",
 };
 /// Attempts to export.
 pub const TELEMETRY_EXPORTS: Metric = Metric {
