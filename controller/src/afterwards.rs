@@ -1,5 +1,6 @@
 //! Work that nobody waits for: done once whoever waits has been answered.
 
+use berth_telemetry::traces::Here;
 use tokio::runtime::Handle;
 use tokio::task::yield_now;
 use tracing::Span;
@@ -10,11 +11,11 @@ use tracing::Span;
 /// Where there is no runtime, nobody can wait: it is done at once.
 pub(crate) fn afterwards(work: impl FnOnce() + Send + 'static) {
     let Ok(runtime) = Handle::try_current() else { return work() };
-    let span = Span::current();
+    let (span, here) = (Span::current(), Here::now());
     let _detached = runtime.spawn(async move {
         // Once to stand behind what is queued, which wakes those that write the answer out.
         yield_now().await;
-        span.in_scope(work);
+        span.in_scope(|| here.in_scope(work));
     });
 }
 

@@ -11,6 +11,7 @@ use crate::config::{Config, Problem, StoreKind};
 use crate::follower::Follower;
 use crate::leader::{self, Ended, Leader, Options, QUEUE};
 use crate::member::Member;
+use crate::metrics::{self, Measured};
 use crate::peers::{Heard, HeardOf, Way};
 use crate::replica::Replica;
 use crate::serve;
@@ -125,6 +126,7 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
     let listener = bind(config.listen).map_err(listen)?;
     let local_addr = listener.local_addr().map_err(listen)?;
 
+    let store: Arc<dyn Store> = Arc::new(Measured::new(store));
     let stop = CancellationToken::new();
     let sessions = TaskTracker::new();
     let seen = Seen::default();
@@ -167,6 +169,7 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
         forwarder,
         records: Arc::clone(&store),
     };
+    metrics::register(replica.clone(), board.clone(), Arc::clone(&sources.seen), Arc::clone(&checked));
     let router = api::server::router(sources, agents)?;
 
     let mut tasks = JoinSet::new();

@@ -10,6 +10,7 @@ mod groups;
 pub use effort::{Effort, Next};
 pub use groups::{Durable, Fate, Groups, Loss, Undone, Unfit};
 
+use crate::metrics::INSTRUMENTS;
 use berth_store::{CommitError, Revision, Store, Transaction};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -48,6 +49,8 @@ impl Pipeline {
     /// Sends every group whose turn it is.
     pub(crate) fn dispatch(&mut self) {
         while let Some((id, transaction)) = self.groups.next_to_send() {
+            let operations = u32::try_from(transaction.operations()).unwrap_or(u32::MAX);
+            INSTRUMENTS.commit_size.record(f64::from(operations), &[]);
             let (store, end) = (Arc::clone(&self.store), Instant::now() + self.deadline);
             self.in_flight.push(Box::pin(async move { (id, carry_through(store.as_ref(), transaction, end).await) }));
         }

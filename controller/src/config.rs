@@ -166,6 +166,8 @@ pub struct Settings {
     pub controller: Config,
     /// What it logs.
     pub log: telemetry::Options,
+    /// What it exports.
+    pub export: telemetry::Export,
     /// Threads that share its work. Whatever blocks or computes for long has threads of its own.
     pub threads: usize,
     /// Only check the settings, then end.
@@ -356,6 +358,8 @@ impl Settings {
         let mut settings = Self {
             controller: Config::default(),
             log: telemetry::Options::default(),
+            // On the port that is open anyway; nobody who does not ask for it costs anything.
+            export: telemetry::Export { prometheus: true, ..telemetry::Export::default() },
             threads: DEFAULT_THREADS,
             check_only,
             task,
@@ -376,6 +380,9 @@ impl Settings {
     /// What no setting shows by itself.
     fn check(&self, problems: &mut Vec<Problem>) {
         problems.extend(self.controller.check().err());
+        let export = self.export.check().err();
+        problems
+            .extend(export.map(|wrong| Problem { setting: format!("telemetry.{}", wrong.setting), why: wrong.why }));
         let filter = self.log.check().err();
         problems.extend(filter.map(|error| Problem { setting: "log.filter".to_owned(), why: error.to_string() }));
     }
@@ -506,8 +513,17 @@ fn from_environment(
 }
 
 /// Settings that name files and folders.
-const FILES: [&str; 8] =
-    ["data_dir", "tls.cert", "tls.key", "tls.client_ca", "etcd.ca", "etcd.cert", "etcd.key", "etcd.password_file"];
+const FILES: [&str; 9] = [
+    "data_dir",
+    "tls.cert",
+    "tls.key",
+    "tls.client_ca",
+    "etcd.ca",
+    "etcd.cert",
+    "etcd.key",
+    "etcd.password_file",
+    "telemetry.ca",
+];
 
 fn from_file(path: &Path, problems: &mut Vec<Problem>) -> Result<Layer, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -536,6 +552,8 @@ fn flatten(prefix: &str, table: toml::Table, layer: &mut Layer, problems: &mut V
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(yes) => yes.to_string(),
+            // Which setting takes one is said where it is read.
+            toml::Value::Float(number) => number.to_string(),
             toml::Value::Table(table) => {
                 flatten(&format!("{name}."), table, layer, problems);
                 continue;
@@ -544,9 +562,8 @@ fn flatten(prefix: &str, table: toml::Table, layer: &mut Layer, problems: &mut V
             toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => {
                 list.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
             }
-            toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) => {
-                problems
-                    .push(Problem { setting: name, why: "must be a text, a whole number, true or false".to_owned() });
+            toml::Value::Datetime(_) | toml::Value::Array(_) => {
+                problems.push(Problem { setting: name, why: "must be a text, a number, true or false".to_owned() });
                 continue;
             }
         };

@@ -134,14 +134,22 @@ pub(crate) fn audit(
     placement: PlacementName,
     outcome: &Result<Response<v1::Placement>, Status>,
 ) {
-    audit_change(caller, placement, outcome.as_ref().map(|answer| answer.get_ref().uid.as_str()));
+    let made = outcome.as_ref().map(|answer| {
+        let placement = answer.get_ref();
+        (placement.uid.as_str(), placement.phase())
+    });
+    audit_change(caller, placement, made);
 }
 
-/// The same of a change that was answered together with others: the uid of what it made, or why not.
-pub(crate) fn audit_change(caller: Option<Caller>, placement: PlacementName, outcome: Result<&str, &Status>) {
-    let (uid, code, why) = match outcome {
-        Ok(uid) => (uid.to_owned(), tonic::Code::Ok, None),
-        Err(status) => (String::new(), status.code(), Some(status.message().to_owned())),
+/// The same of a change that was answered together with others: the uid and phase of what it made, or why not.
+pub(crate) fn audit_change(
+    caller: Option<Caller>,
+    placement: PlacementName,
+    outcome: Result<(&str, v1::Phase), &Status>,
+) {
+    let (uid, phase, code, why) = match outcome {
+        Ok((uid, phase)) => (uid.to_owned(), Some(phase.as_str_name()), tonic::Code::Ok, None),
+        Err(status) => (String::new(), None, status.code(), Some(status.message().to_owned())),
     };
     afterwards(move || {
         tracing::info!(
@@ -149,6 +157,7 @@ pub(crate) fn audit_change(caller: Option<Caller>, placement: PlacementName, out
             { names::PEER } = caller.as_ref().map(|caller| tracing::field::display(caller.0.peer)),
             { names::PLACEMENT } = %placement,
             { names::UID } = uid,
+            { names::PHASE } = phase,
             { names::OUTCOME } = ?code,
             { names::ERROR } = why,
             "{}",

@@ -10,16 +10,21 @@
 
 pub mod desk;
 pub mod load;
+mod note;
 mod run;
 
 pub use run::{ATTEMPTS, CAMPAIGN, Ended, LoadFailure};
 pub(crate) use run::{Options, Outbox, Service, now};
 
+use crate::metrics::INSTRUMENTS;
 use berth_core::decide::Input;
 use berth_model::placement::Placement;
 use berth_model::reason::{ErrorClass, Refusal};
+use berth_telemetry::metrics::fleet;
+use berth_telemetry::traces::{Link, Span};
+use berth_telemetry::{KeyValue, names};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Inputs that wait for a decision. A whole large fleet may report at once; each waits in here or at its own stream.
@@ -83,9 +88,59 @@ pub struct SessionId(pub u64);
 #[derive(Debug)]
 pub(crate) enum From {
     /// A caller waits for the answer.
-    Caller(oneshot::Sender<Answer>),
+    Caller(Waiter),
     /// An agent said so in this session. Nobody waits: what follows for the agent is in its desired state.
     Agent(SessionId),
+}
+
+/// Somebody who waits for an answer.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    to: oneshot::Sender<Answer>,
+    /// The trace of the call.
+    link: Link,
+    /// The part of the trace from the decision to its being durable.
+    commit: Span,
+    /// When it was decided.
+    decided: Option<Instant>,
+}
+
+impl Waiter {
+    fn new(to: oneshot::Sender<Answer>, link: Link) -> Self {
+        Self { to, link, commit: Span::none(), decided: None }
+    }
+
+    /// Whether nobody waits any more.
+    fn is_gone(&self) -> bool {
+        self.to.is_closed()
+    }
+
+    /// From here on it is decided, and not yet durable.
+    fn is_decided(&mut self) {
+        self.commit = self.link.child(names::TRACE_COMMIT);
+        self.decided = Some(Instant::now());
+    }
+
+    /// Answers.
+    pub(crate) fn tell(self, answer: Answer) {
+        let Self { to, link: _, commit, decided } = self;
+        match &answer {
+            Ok(decided_at) => {
+                if let Some(since) = decided {
+                    INSTRUMENTS.commit_duration.record(since.elapsed().as_secs_f64(), &[]);
+                }
+                commit.set(names::REVISION, i64::try_from(decided_at.revision).unwrap_or(i64::MAX));
+            }
+            Err(CallError::Refused(refusal)) => {
+                INSTRUMENTS.refusals.add(1, &[KeyValue::new(fleet::REASON, refusal.name())]);
+                commit.set(names::OUTCOME, refusal.name());
+            }
+            Err(error) => commit.fail(error.class().name(), &error.to_string()),
+        }
+        drop(commit);
+        // A caller that hung up reads it back, or asks again with the same request id.
+        let _hung_up = to.send(answer);
+    }
 }
 
 /// One thing for the leader to decide.
@@ -120,13 +175,21 @@ impl Leader {
     /// # Errors
     /// [`CallError`]; only [`CallError::Unknown`] leaves open whether something was changed.
     pub async fn submit(&self, input: Input) -> Result<Decided, CallError> {
+        self.submit_in(input, Link::none()).await
+    }
+
+    /// The same within the trace of a call.
+    ///
+    /// # Errors
+    /// As for [`Leader::submit`].
+    pub(crate) async fn submit_in(&self, input: Input, link: Link) -> Result<Decided, CallError> {
         let (reply, answer) = oneshot::channel();
         let place = match tokio::time::timeout(ADMISSION, self.calls.reserve()).await {
             Ok(Ok(place)) => place,
             Ok(Err(_)) => return Err(CallError::Unavailable("the controller is stopping".to_owned())),
             Err(_) => return Err(CallError::Overloaded),
         };
-        place.send(Call { input, from: From::Caller(reply) });
+        place.send(Call { input, from: From::Caller(Waiter::new(reply, link)) });
         // Bounded by the leader: every commit has a deadline, and so has every reload.
         match answer.await {
             Ok(answer) => answer,

@@ -16,6 +16,7 @@ mod follower;
 mod identity;
 pub mod leader;
 mod member;
+mod metrics;
 mod peers;
 pub mod process;
 pub mod rebuild;

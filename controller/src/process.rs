@@ -7,7 +7,7 @@ use crate::leader::Ended;
 use crate::{app, leader, rebuild, restore};
 use anyhow::Context as _;
 use berth_store::Store;
-use berth_telemetry::names;
+use berth_telemetry::{Service, names};
 use std::io::{BufReader, stdin, stdout};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,13 @@ async fn run_with(settings: Settings) -> anyhow::Result<()> {
         app::tls(&settings.controller).await?;
         return Ok(());
     }
-    let _until_the_end = berth_telemetry::init(&settings.log)?;
+    let about = Service {
+        name: "berth-controller",
+        version: env!("CARGO_PKG_VERSION"),
+        instance: uuid::Uuid::new_v4().to_string(),
+        node: None,
+    };
+    let _until_the_end = berth_telemetry::start(&settings.log, &settings.export, about)?;
     let config = settings.controller;
     // What a task that is ended at any point leaves is refused by controllers until it is done again.
     let (mut out, mut input) = (stdout(), BufReader::new(stdin()));

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::driver::HostDriver;
 use crate::ledger;
 use crate::link::Orders;
+use crate::metrics::Figures;
 use crate::reconcile::Reconcile;
 use crate::session::Session;
 use std::sync::Arc;
@@ -46,8 +47,13 @@ pub async fn start(config: Config, driver: Arc<dyn HostDriver>) -> Result<Runnin
     let (orders, orders_seen) = watch::channel(Orders { desired, ..Orders::default() });
     let (host, host_seen) = watch::channel(None);
     let (pace, limits) = (config.pace.clone(), config.limits.clone());
-    let reconcile = Reconcile::new(config.node.clone(), driver, ledger.clone(), (pace, limits), orders_seen, host);
-    let session = Session::new(config, ledger.clone(), orders, host_seen);
+    let figures = Figures::default();
+    figures.holds(ledger.ledger().placements());
+    figures.register();
+    let sees = figures.clone();
+    let reconcile =
+        Reconcile::new(config.node.clone(), driver, ledger.clone(), (pace, limits), orders_seen, host, sees);
+    let session = Session::new(config, ledger.clone(), orders, host_seen, figures);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let (stop_session, stop_reconcile) = (stop.clone(), stop.clone());

@@ -3,6 +3,7 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default.
 
+mod export;
 mod hyperv;
 pub mod sim_host;
 
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tonic::transport::Uri;
 
@@ -66,6 +68,10 @@ pub struct Settings {
     pub driver: Driver,
     /// What it logs.
     pub log: telemetry::Options,
+    /// What it exports.
+    pub export: telemetry::Export,
+    /// Where Prometheus finds its metrics, if it is to.
+    pub prometheus: Option<SocketAddr>,
 }
 
 /// What a process was started for.
@@ -206,6 +212,8 @@ struct Flags {
     sim_host: Option<PathBuf>,
     #[command(flatten)]
     hyperv: hyperv::Layer,
+    #[command(flatten)]
+    telemetry: export::Layer,
     /// Form of the log: human or json.
     #[arg(long, value_name = "FORM")]
     log_format: Option<String>,
@@ -240,6 +248,8 @@ struct Layer {
     hyperv: hyperv::Layer,
     #[serde(default)]
     log: LogLayer,
+    #[serde(default)]
+    telemetry: export::Layer,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -316,6 +326,7 @@ impl Settings {
             driver,
             sim_host,
             hyperv,
+            telemetry,
             log_format,
             log_filter,
         } = flags;
@@ -333,6 +344,7 @@ impl Settings {
             sim: SimLayer { host: sim_host },
             hyperv,
             log: LogLayer { format: log_format, filter: log_filter },
+            telemetry,
         };
         let settings = Layers([flags, variables, file]).settings(system.as_deref(), &mut problems);
         match settings {
@@ -354,6 +366,7 @@ fn from_file(path: &Path) -> Result<Layer, Error> {
         *given = here.join(&given);
     }
     layer.hyperv.lies_in(here);
+    layer.telemetry.lies_in(here);
     Ok(layer)
 }
 
@@ -388,12 +401,14 @@ fn from_environment(
             "LOG_FORMAT" => layer.log.format = Some(value),
             "LOG_FILTER" => layer.log.filter = Some(value),
             other => {
-                let taken = other.strip_prefix("HYPERV_").and_then(|rest| layer.hyperv.variable(rest, &value));
+                let hyperv = other.strip_prefix("HYPERV_").and_then(|rest| layer.hyperv.variable(rest, &value));
+                let taken = hyperv.or_else(|| layer.telemetry.variable(other.strip_prefix("TELEMETRY_")?, &value));
                 let no_such = || {
                     Err(format!(
                         "no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, \
-                         _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, {}, _LOG_FORMAT, _LOG_FILTER",
-                        hyperv::variables()
+                         _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, {}, _LOG_FORMAT, _LOG_FILTER, {}",
+                        hyperv::variables(),
+                        export::VARIABLES
                     ))
                 };
                 if let Err(why) = taken.unwrap_or_else(no_such) {
@@ -507,8 +522,11 @@ impl Layers {
             problem("log.filter", error.to_string());
         }
 
+        let layers = self.0.each_ref().map(|layer| &layer.telemetry);
+        let (export, prometheus) = export::export(&layers, &mut problem);
+
         let agent = Config { tls: tls?, ..Config::new(node?, controllers, data_dir?) };
-        Some(Settings { agent, driver: driver?, log })
+        Some(Settings { agent, driver: driver?, log, export, prometheus })
     }
 }
 
@@ -632,6 +650,8 @@ mod tests {
             },
             driver: Driver::Sim { host: "/h.toml".into() },
             log: telemetry::Options { format: telemetry::Format::Json, filter: "debug".into() },
+            export: telemetry::Export::default(),
+            prometheus: None,
         };
         assert_eq!(settings.unwrap(), expected);
     }

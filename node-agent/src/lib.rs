@@ -10,8 +10,10 @@ pub mod driver;
 mod guarded;
 pub mod ledger;
 mod link;
+mod metrics;
 pub mod process;
 pub mod reconcile;
+mod scrape;
 pub mod service;
 pub mod session;
 #[cfg(test)]

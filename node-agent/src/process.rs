@@ -4,10 +4,11 @@ use crate::config::{Config, Driver, Settings, Task, sim_host};
 use crate::driver::HostDriver;
 use crate::driver::hyperv::{self, HyperV};
 use crate::driver::sim::{Delays, HostSpec, KeptHost};
-use crate::{guarded, service, tls};
+use crate::{guarded, scrape, service, tls};
 use anyhow::Context as _;
-use berth_telemetry::names;
+use berth_telemetry::{Service, names};
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub fn run() -> anyhow::Result<()> {
             block_on(check_certificate(&settings.agent))?
         }
         Task::Agent(settings) => {
-            let _until_the_end = berth_telemetry::init(&settings.log)?;
+            let _until_the_end = berth_telemetry::start(&settings.log, &settings.export, about(&settings))?;
             block_on(async { serve(settings, told_to_stop(), || Ok(())).await })?
         }
     }
@@ -49,6 +50,16 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LAST_CALLS);
     Ok(done)
+}
+
+/// The agent, as what it exports names it.
+pub fn about(settings: &Settings) -> Service {
+    Service {
+        name: "berth-agent",
+        version: env!("CARGO_PKG_VERSION"),
+        instance: uuid::Uuid::new_v4().to_string(),
+        node: Some(settings.agent.node.to_string()),
+    }
 }
 
 /// Runs the agent that the settings describe until `stop` is ready. `started` is called once it works.
@@ -77,6 +88,15 @@ pub async fn serve(
             Ok(())
         }
         error = agent.failed() => Err(error),
+        () = scraped(settings.prometheus) => Ok(()),
+    }
+}
+
+/// Serves metrics where that is wished; never ends.
+async fn scraped(address: Option<SocketAddr>) {
+    match address {
+        Some(address) => scrape::serve(address).await,
+        None => std::future::pending().await,
     }
 }
 

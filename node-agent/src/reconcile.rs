@@ -7,14 +7,16 @@
 use crate::driver::{DriverError, HostDriver};
 use crate::ledger;
 use crate::link::{Host, News, Orders};
+use crate::metrics::{Figures, INSTRUMENTS};
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::work::{Pace, Start, Todo, Work};
-use berth_model::desired::DesiredNode;
+use berth_model::desired::{DesiredNode, DesiredPlacement};
 use berth_model::node::HostFacts;
 use berth_model::placement::{Progress, StepError, StepKind, StepReport};
 use berth_model::{NodeName, PlacementUid, Timestamp};
-use berth_telemetry::{names, spans};
+use berth_telemetry::metrics::fleet::{CLASS, OUTCOME, STEP};
+use berth_telemetry::{KeyValue, names, spans, traces};
 use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use std::collections::VecDeque;
@@ -97,6 +99,8 @@ pub(crate) struct Reconcile {
     waiting: VecDeque<Start>,
     /// Whether the last look failed, so that each change is logged once.
     blind: bool,
+    /// What is measured of it.
+    figures: Figures,
 }
 
 impl Reconcile {
@@ -108,6 +112,7 @@ impl Reconcile {
         (pace, limits): (Pace, Limits),
         orders: watch::Receiver<Orders>,
         host: watch::Sender<Option<Host>>,
+        figures: Figures,
     ) -> Self {
         let work = Work::new(ledger.memory(), pace).forcing(driver.forces());
         Self {
@@ -124,6 +129,7 @@ impl Reconcile {
             acting: FuturesUnordered::new(),
             waiting: VecDeque::new(),
             blind: false,
+            figures,
         }
     }
 
@@ -168,6 +174,9 @@ impl Reconcile {
         if let Some(memory) = remember {
             self.remember(memory).await;
         }
+        if let Some(report) = &inventory {
+            self.figures.reports(report);
+        }
         // Inventory first: the controller judges progress by what it sees.
         self.tell(inventory.map(News::Inventory).into_iter().chain(progress.into_iter().map(News::Progress)));
         if look {
@@ -209,7 +218,8 @@ impl Reconcile {
     /// Progress that means that the state changed, or that a person must look.
     fn log(&self, progress: &Progress) {
         let _in_span = self.span(&progress.uid).entered();
-        match &progress.report {
+        let trace = self.wished(&progress.uid).and_then(|wish| wish.trace.as_ref());
+        traces::Here::of(trace).in_scope(|| match &progress.report {
             StepReport::Working { step, attempt, last_error } => {
                 let error = last_error.as_ref().map(tracing::field::display);
                 tracing::debug!({ names::STEP } = %step, { names::ATTEMPT } = attempt, { names::ERROR } = error, "{}", names::EVENT_STEP_STARTED);
@@ -218,13 +228,18 @@ impl Reconcile {
             StepReport::Failed { step, error } => {
                 tracing::warn!({ names::STEP } = %step, { names::ERROR_CLASS } = error.class.name(), { names::ERROR } = %error, "{}", names::EVENT_GAVE_UP);
             }
-        }
+        });
     }
 
     /// The span of a placement, with the trace of the call that asked for it.
     fn span(&self, uid: &PlacementUid) -> tracing::Span {
-        let wished = self.taken.desired.as_ref().and_then(|desired| desired.placements.iter().find(|p| p.uid == *uid));
-        wished.map_or_else(tracing::Span::none, |p| spans::placement(&self.node, &p.name, &p.uid, p.trace.as_ref()))
+        self.wished(uid)
+            .map_or_else(tracing::Span::none, |p| spans::placement(&self.node, &p.name, &p.uid, p.trace.as_ref()))
+    }
+
+    /// What is wanted of a placement.
+    fn wished(&self, uid: &PlacementUid) -> Option<&DesiredPlacement> {
+        self.taken.desired.as_ref()?.placements.iter().find(|wish| wish.uid == *uid)
     }
 
     /// Begins steps that wait, as far as there is room.
@@ -267,7 +282,10 @@ impl Reconcile {
         let limit = self.limits.look;
         let known = self.host.borrow().is_some();
         Box::pin(async move {
+            let begun = Instant::now();
             let view = bounded(limit, driver.observe()).await.map_err(|error| error.to_string());
+            let outcome = KeyValue::new(OUTCOME, if view.is_ok() { "ok" } else { "failed" });
+            INSTRUMENTS.observe_duration.record(begun.elapsed().as_secs_f64(), &[outcome]);
             let facts = match &view {
                 Ok(_) => bounded(limit, driver.facts()).await.map_err(|error| error.to_string()),
                 Err(_) => return (view, None),
@@ -292,6 +310,9 @@ impl Reconcile {
             Ok(_) | Err(_) => {}
         }
         self.blind = failed;
+        if !failed {
+            self.figures.saw();
+        }
         if let (Ok(view), Some(facts)) = (&view, facts) {
             let host = Some(Host { facts, boot: view.boot.clone() });
             self.host.send_if_modified(|before| std::mem::replace(before, host.clone()) != host);
@@ -304,18 +325,43 @@ impl Reconcile {
         let Start { uid, step, attempt, trace: _ } = start;
         let driver = Arc::clone(&self.driver);
         let limit = self.limits.of(step.kind());
-        let span = spans::step(&self.span(&uid), step.kind(), attempt);
+        let kind = step.kind();
+        let wished = self.wished(&uid);
+        let trace = traces::follow(names::TRACE_STEP, wished.and_then(|wish| wish.trace.as_ref()));
+        if let (true, Some(wish)) = (trace.is_kept(), wished) {
+            trace.set(names::STEP, kind.name());
+            trace.set(names::ATTEMPT, i64::from(attempt));
+            trace.set(names::NODE, self.node.to_string());
+            trace.set(names::PLACEMENT, wish.name.to_string());
+            trace.set(names::UID, uid.to_string());
+            trace.set(names::VM, wish.vm.to_string());
+        }
+        let span = spans::step(&self.span(&uid), kind, attempt, trace.trace().as_ref());
         let act = async move {
             let begun = Instant::now();
-            let result = bounded(limit, driver.act(&step)).await.map_err(StepError::from);
-            let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            match &result {
-                Ok(()) => tracing::info!({ names::DURATION_MS } = duration_ms, "{}", names::EVENT_STEP_ENDED),
-                Err(error) => tracing::warn!(
-                    { names::DURATION_MS } = duration_ms, { names::ERROR_CLASS } = error.class.name(),
-                    { names::ERROR } = %error, "{}", names::EVENT_STEP_ENDED
-                ),
+            let call = trace.child(names::TRACE_DRIVER);
+            call.set(names::STEP, kind.name());
+            let result = call.within(bounded(limit, driver.act(&step))).await.map_err(StepError::from);
+            if let Err(error) = &result {
+                call.fail(error.class.name(), &error.text);
+                trace.fail(error.class.name(), &error.text);
             }
+            drop(call);
+            let class = result.as_ref().map_or_else(|error| error.class.name(), |()| "Ok");
+            INSTRUMENTS.step_duration.record(
+                begun.elapsed().as_secs_f64(),
+                &[KeyValue::new(STEP, kind.name()), KeyValue::new(CLASS, class)],
+            );
+            let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            trace.in_scope(|| match &result {
+                Ok(()) => tracing::info!(
+                    { names::STEP } = %kind, { names::DURATION_MS } = duration_ms, "{}", names::EVENT_STEP_ENDED
+                ),
+                Err(error) => tracing::warn!(
+                    { names::STEP } = %kind, { names::DURATION_MS } = duration_ms,
+                    { names::ERROR_CLASS } = error.class.name(), { names::ERROR } = %error, "{}", names::EVENT_STEP_ENDED
+                ),
+            });
             (uid, result)
         };
         Box::pin(act.instrument(span))

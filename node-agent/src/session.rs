@@ -9,12 +9,14 @@ mod dial;
 use crate::config::Config;
 use crate::ledger::{self, AcceptError};
 use crate::link::{Host, MAX_NEWS, News, Orders, Talk};
+use crate::metrics::{Figures, INSTRUMENTS};
 use crate::tls;
 use backoff::Backoff;
 pub use backoff::Retry;
 use berth_agent_core::ledger::Accepted;
-use berth_model::desired::DesiredNode;
+use berth_model::desired::{DesiredNode, DesiredPlacement};
 use berth_proto::v1;
+use berth_telemetry::traces::{self, Span};
 use berth_telemetry::{names, spans};
 use dial::{Connection, Greeting};
 use std::sync::Arc;
@@ -51,6 +53,8 @@ pub(crate) struct Session {
     alone_since: Instant,
     /// What the last attempt ended with and how loudly that was said, so that it is said only once.
     last_end: Option<(Level, String)>,
+    /// What is measured of it.
+    figures: Figures,
 }
 
 /// How an attempt ended.
@@ -75,8 +79,9 @@ impl Session {
         ledger: ledger::Handle,
         orders: watch::Sender<Orders>,
         host: watch::Receiver<Option<Host>>,
+        figures: Figures,
     ) -> Self {
-        Self { config, ledger, orders, host, agreed: 0, alone_since: Instant::now(), last_end: None }
+        Self { config, ledger, orders, host, agreed: 0, alone_since: Instant::now(), last_end: None, figures }
     }
 
     /// Keeps a session until `stop`.
@@ -169,7 +174,10 @@ impl Session {
         }
         self.last_end = None;
         self.agreed += 1;
+        INSTRUMENTS.sessions.add(1, &[]);
+        self.figures.has_session(true);
         let end = self.talk(connection, &greeting).await;
+        self.figures.has_session(false);
         self.alone_since = Instant::now();
         end
     }
@@ -265,10 +273,31 @@ impl Session {
         v1::Holdings { desired: self.ledger.ledger().desired.as_ref().map(Into::into) }
     }
 
+    /// A span for each placement whose wish is taken in for the first time, in the trace of the call that asked for it.
+    fn begin_spans(&self, desired: &DesiredNode) -> Vec<Span> {
+        let held = self.ledger.ledger().desired;
+        let held = held.as_ref().map(|held| held.placements.as_slice()).unwrap_or_default();
+        let fresh = desired.placements.iter().filter(|wish| wish.trace.is_some() && !held.contains(wish));
+        let begin = |wish: &DesiredPlacement| {
+            let span = traces::follow(names::TRACE_ACCEPT, wish.trace.as_ref());
+            span.set(names::NODE, self.config.node.to_string());
+            span.set(names::GENERATION, i64::try_from(desired.generation).unwrap_or(i64::MAX));
+            span
+        };
+        fresh.map(begin).collect()
+    }
+
     async fn accept(&mut self, desired: DesiredNode) -> Option<End> {
         let (term, generation) = (desired.term, desired.generation);
-        match self.ledger.accept(desired).await {
+        let spans = self.begin_spans(&desired);
+        let accepted = self.ledger.accept(desired).await;
+        if let Err(error) = &accepted {
+            spans.iter().for_each(|span| span.fail("Refused", &error.to_string()));
+        }
+        drop(spans);
+        match accepted {
             Ok(accepted) => {
+                self.figures.holds(self.ledger.ledger().placements());
                 // What the ledger holds, not what was offered: it is durable, and the newest.
                 let desired = self.ledger.ledger().desired.map(Arc::new);
                 self.orders.send_if_modified(|orders| {

@@ -44,6 +44,12 @@ pub const STEP: &str = "step";
 pub const ATTEMPT: &str = "attempt";
 /// Field: phase of a placement.
 pub const PHASE: &str = "phase";
+/// Field: what it was before: a phase, or the state of a GPU.
+pub const WAS: &str = "was";
+/// Field: where a GPU is.
+pub const STATE: &str = "state";
+/// Field: a GPU's health.
+pub const HEALTH: &str = "health";
 /// Field: a leadership.
 pub const TERM: &str = "term";
 /// Field: version of a node's desired state.
@@ -94,3 +100,7 @@ pub const EVENT_GAVE_UP: &str = "gave up on placement";
 pub const EVENT_BLIND: &str = "host cannot be observed";
 /// Event: the host can be observed again.
 pub const EVENT_SEES_AGAIN: &str = "host is observed again";
+/// Event: a placement is in another phase, by an agent's doing or because time has passed.
+pub const EVENT_PHASE: &str = "placement changed phase";
+/// Event: a GPU is seen elsewhere, or its health is another.
+pub const EVENT_GPU: &str = "GPU changed state";

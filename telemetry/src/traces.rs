@@ -150,10 +150,12 @@ impl Span {
 
     /// A span within this one.
     pub fn child(&self, name: &'static str) -> Self {
-        match (TRACING.get(), &self.0) {
-            (Some(tracing), Some(context)) => tracing.span(name, SpanKind::Internal, context, None),
-            (None, _) | (_, None) => Self::none(),
-        }
+        Link(self.0.clone()).child(name)
+    }
+
+    /// For those who work for it elsewhere.
+    pub fn link(&self) -> Link {
+        Link(self.0.clone())
     }
 
     /// How others continue it.
@@ -174,6 +176,49 @@ impl Span {
             Some(context) => work.with_context(context.clone()).await,
             None => work.await,
         }
+    }
+}
+
+/// What a span is, for those who work for it elsewhere: they may begin spans within it, and do not end it.
+#[derive(Clone, Debug, Default)]
+pub struct Link(Option<Context>);
+
+impl Link {
+    /// Of nothing that is kept.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// A span within it.
+    pub fn child(&self, name: &'static str) -> Span {
+        match (TRACING.get(), &self.0) {
+            (Some(tracing), Some(context)) => tracing.span(name, SpanKind::Internal, context, None),
+            (None, _) | (_, None) => Span::none(),
+        }
+    }
+}
+
+/// Which span is being worked for now, to be taken along to where work goes on.
+#[derive(Clone, Debug)]
+pub struct Here(Option<Context>);
+
+impl Here {
+    /// As it is here.
+    pub fn now() -> Self {
+        let kept = TRACING.get().is_some() && Context::map_current(|context| context.has_active_span());
+        Self(kept.then(Context::current))
+    }
+
+    /// In a trace that was begun elsewhere, if it is kept.
+    pub fn of(trace: Option<&TraceParent>) -> Self {
+        let kept = TRACING.get().and(trace).map(span_context).filter(SpanContext::is_sampled);
+        Self(kept.map(remote))
+    }
+
+    /// Does something whose log lines belong to it.
+    pub fn in_scope<T>(self, work: impl FnOnce() -> T) -> T {
+        let _attached = self.0.map(Context::attach);
+        work()
     }
 }
 

@@ -25,7 +25,14 @@ pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
         None => fleet::standard(nodes)?,
     };
     let options = berth_telemetry::Options { filter: LOG.to_owned(), ..Default::default() };
-    let _log = berth_telemetry::init(&options).map_err(|e| Error::Dev(e.to_string()))?;
+    let export = berth_telemetry::Export { prometheus: true, ..Default::default() };
+    let about = berth_telemetry::Service {
+        name: "berth-dev",
+        version: env!("CARGO_PKG_VERSION"),
+        instance: std::process::id().to_string(),
+        node: None,
+    };
+    let _log = berth_telemetry::start(&options, &export, about).map_err(|e| Error::Dev(e.to_string()))?;
     // Kept until the end: dropping it removes the directory.
     let temporary = match data_dir {
         Some(_) => None,

@@ -6,12 +6,15 @@ use crate::leader::{Gone, Leader, MAX_TERM_LEAP, now};
 use crate::replica::Replica;
 use crate::standing::Board;
 use berth_core::decide::{Input, MAX_GENERATION_LEAP};
+use berth_model::desired::{DesiredNode, DesiredPlacement};
 use berth_model::inventory::{Hello, InventoryReport, Listing};
 use berth_model::placement::Progress;
 use berth_proto::AGENT_PROTOCOL;
 use berth_proto::convert::{Invalid, duration};
 use berth_proto::v1::{self, agent_message, controller_message, node_agent_server};
+use berth_telemetry::traces::{self, Span};
 use berth_telemetry::{names, spans};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -151,7 +154,8 @@ impl NodeAgentService {
         let node = hello.node.clone();
         let id = opened.id;
         tracing::info!(agent_version = %hello.agent_version, "{}", names::EVENT_CONNECTED);
-        let mut session = Session { service: self, node: &node, opened, out, sequence: None, looks: 0, asked: None };
+        let mut session =
+            Session { service: self, node: &node, opened, out, sequence: None, looks: 0, asked: None, told: None };
         let end = session.exchange(hello, inbound).await.err().unwrap_or(End::Closed);
         self.seen.close(&node, id);
         tracing::info!(reason = %end, "{}", names::EVENT_DISCONNECTED);
@@ -201,6 +205,8 @@ struct Session<'a> {
     looks: u64,
     /// Since when a full report is awaited that was asked for.
     asked: Option<Instant>,
+    /// What was sent last.
+    told: Option<Arc<DesiredNode>>,
 }
 
 impl Session<'_> {
@@ -270,9 +276,25 @@ impl Session<'_> {
             self.ask_for_all().await?;
         }
         if let Some(desired) = desired {
+            let spans = self.begin_spans(&desired);
             self.send(controller_message::Message::Desired(v1::DesiredNode::from(desired.as_ref()))).await?;
+            drop(spans);
+            self.told = Some(desired);
         }
         Ok(())
+    }
+
+    /// A span for each placement whose wish goes out for the first time, in the trace of the call that asked for it.
+    fn begin_spans(&self, desired: &DesiredNode) -> Vec<Span> {
+        let told = self.told.as_ref().map(|told| told.placements.as_slice()).unwrap_or_default();
+        let fresh = desired.placements.iter().filter(|wish| wish.trace.is_some() && !told.contains(wish));
+        let begin = |wish: &DesiredPlacement| {
+            let span = traces::follow(names::TRACE_SEND, wish.trace.as_ref());
+            span.set(names::NODE, self.node.to_string());
+            span.set(names::GENERATION, i64::try_from(desired.generation).unwrap_or(i64::MAX));
+            span
+        };
+        fresh.map(begin).collect()
     }
 
     async fn take(&mut self, message: v1::AgentMessage) -> Result<(), End> {

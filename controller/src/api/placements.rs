@@ -7,6 +7,7 @@ use super::watch::{PlacementChanges, Stream, Watches};
 use super::{Sources, now, refused, view};
 use crate::identity::{self, Caller};
 use crate::leader::CallError;
+use crate::metrics::code_name;
 use berth_core::adopt::{self, Candidate, Naming};
 use berth_core::condition::LOST_AFTER;
 use berth_core::decide::{Adopt, Input};
@@ -19,7 +20,8 @@ use berth_model::trace::TraceParent;
 use berth_model::{NodeName, PlacementName, PlacementUid, VmId};
 use berth_proto::v1::placements_server::Placements;
 use berth_proto::{convert, status, v1};
-use berth_telemetry::{spans, trace};
+use berth_telemetry::traces::{self, Span};
+use berth_telemetry::{names, spans, trace};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -43,9 +45,18 @@ impl PlacementsService {
         caller: Option<Caller>,
         name: PlacementName,
         input: Input,
+        call: Span,
     ) -> Result<Response<v1::Placement>, Status> {
-        let outcome = self.decide(input).await;
-        identity::audit(caller, name, &outcome);
+        let outcome = call.within(self.decide(input, call.link())).await;
+        if call.is_kept() {
+            call.set(names::PLACEMENT, name.to_string());
+            call.set(names::CALLER, identity::name_of(caller.as_ref()).to_owned());
+            match &outcome {
+                Ok(answer) => call.set(names::UID, answer.get_ref().uid.clone()),
+                Err(status) => call.fail(code_name(status.code()), status.message()),
+            }
+        }
+        call.in_scope(|| identity::audit(caller, name, &outcome));
         outcome
     }
 
@@ -68,8 +79,8 @@ impl PlacementsService {
         })
     }
 
-    async fn decide(&self, input: Input) -> Result<Response<v1::Placement>, Status> {
-        let decided = match self.sources.leader.submit(input).await {
+    async fn decide(&self, input: Input, link: traces::Link) -> Result<Response<v1::Placement>, Status> {
+        let decided = match self.sources.leader.submit_in(input, link).await {
             Ok(decided) => decided,
             // A new leader hears of its nodes one by one.
             Err(CallError::Refused(Refusal::NoRoom(_) | Refusal::UnknownVm { .. } | Refusal::VmNotSeen { .. }))
@@ -100,6 +111,7 @@ impl PlacementsService {
         asked: convert::Adopt,
         caller: Option<Caller>,
         trace: Option<TraceParent>,
+        link: &traces::Link,
     ) -> Result<Response<v1::AdoptResponse>, Status> {
         let convert::Adopt { node, vms, dry_run, name, name_prefix, adoption, return_to } = asked;
         let snapshot = self.sources.replica.now();
@@ -133,10 +145,10 @@ impl PlacementsService {
                         caller: identity::name_of(caller.as_ref()).to_owned(),
                         trace: trace.clone(),
                     }));
-                    match self.sources.leader.submit(input).await {
+                    match self.sources.leader.submit_in(input, link.clone()).await {
                         Ok(decided) => {
                             let uid = decided.placement.as_ref().map(|p| p.uid.to_string()).unwrap_or_default();
-                            identity::audit_change(caller.clone(), name.clone(), Ok(uid.as_str()));
+                            identity::audit_change(caller.clone(), name.clone(), Ok((&uid, v1::Phase::Active)));
                             answer.revision = answer.revision.max(decided.revision);
                             shown.set_outcome(v1::AdoptOutcome::Adopted);
                             shown.placement = name.to_string();
@@ -174,6 +186,14 @@ fn new_uid() -> Result<PlacementUid, Status> {
         .map_err(|error| status::failure(ErrorClass::Internal, "NO_UID", &error.to_string()))
 }
 
+/// Begins, or continues, the trace of a call. The second is how others continue it; the caller's own where nothing is kept.
+fn begin<T>(method: &'static str, request: &Request<T>) -> (Span, Option<TraceParent>) {
+    let trace = trace::from_metadata(request.metadata());
+    let call = traces::begin(method, trace.as_ref());
+    let trace = call.trace().or(trace);
+    (call, trace)
+}
+
 /// A version that a caller rests on; 0 means any.
 fn version(wire: u64) -> Option<u64> {
     (wire > 0).then_some(wire)
@@ -189,13 +209,13 @@ fn unknown(world: &World, name: PlacementName) -> Refusal {
 impl Placements for PlacementsService {
     async fn create(&self, request: Request<v1::CreatePlacementRequest>) -> Result<Response<v1::Placement>, Status> {
         let caller = Caller::of(&request);
-        let trace = trace::from_metadata(request.metadata());
+        let (call, trace) = begin("Placements/Create", &request);
         let span = spans::call("Placements/Create", trace.as_ref());
         let request = PlacementRequest::try_from(request.into_inner())?;
         let uid = new_uid()?;
         let (name, by) = (request.name.clone(), identity::name_of(caller.as_ref()).to_owned());
         let input = Input::Create { request: Box::new(request), uid, caller: by, trace };
-        self.submit(caller, name, input).instrument(span).await
+        self.submit(caller, name, input, call).instrument(span).await
     }
 
     async fn get(&self, request: Request<v1::GetPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
@@ -252,7 +272,8 @@ impl Placements for PlacementsService {
 
     async fn commit(&self, request: Request<v1::CommitPlacementRequest>) -> Result<Response<v1::Placement>, Status> {
         let caller = Caller::of(&request);
-        let span = spans::call("Placements/Commit", trace::from_metadata(request.metadata()).as_ref());
+        let (call, trace) = begin("Placements/Commit", &request);
+        let span = spans::call("Placements/Commit", trace.as_ref());
         let v1::CommitPlacementRequest { name, vm_id, version: expected } = request.into_inner();
         let (name, vm_id) = convert::read(|at| {
             let name: Option<PlacementName> = at.field("name").parse(&name);
@@ -260,12 +281,13 @@ impl Placements for PlacementsService {
             Some((name?, vm_id?))
         })?;
         let input = Input::Commit { name: name.clone(), vm_id, version: version(expected) };
-        self.submit(caller, name, input).instrument(span).await
+        self.submit(caller, name, input, call).instrument(span).await
     }
 
     async fn release(&self, request: Request<v1::ReleasePlacementRequest>) -> Result<Response<v1::Placement>, Status> {
         let caller = Caller::of(&request);
-        let span = spans::call("Placements/Release", trace::from_metadata(request.metadata()).as_ref());
+        let (call, trace) = begin("Placements/Release", &request);
+        let span = spans::call("Placements/Release", trace.as_ref());
         let v1::ReleasePlacementRequest { name, uid, version: expected } = request.into_inner();
         let (name, uid) = convert::read(|at| {
             let name: Option<PlacementName> = at.field("name").parse(&name);
@@ -273,15 +295,19 @@ impl Placements for PlacementsService {
             Some((name?, uid?))
         })?;
         let input = Input::Release { name: name.clone(), uid, version: version(expected) };
-        self.submit(caller, name, input).instrument(span).await
+        self.submit(caller, name, input, call).instrument(span).await
     }
 
     async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptResponse>, Status> {
         let caller = Caller::of(&request);
-        let trace = trace::from_metadata(request.metadata());
+        let (call, trace) = begin("Placements/Adopt", &request);
         let span = spans::call("Placements/Adopt", trace.as_ref());
         let asked = convert::Adopt::try_from(request.into_inner())?;
-        self.adopt_all(asked, caller, trace).instrument(span).await
+        let outcome = call.within(self.adopt_all(asked, caller, trace, &call.link())).instrument(span).await;
+        if let Err(status) = &outcome {
+            call.fail(code_name(status.code()), status.message());
+        }
+        outcome
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {

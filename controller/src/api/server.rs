@@ -10,9 +10,11 @@ use super::plan::{Explainer, Planner};
 use super::summary::Summaries;
 use super::watch::Watches;
 use super::{MAX_REQUEST_BYTES, Sources};
+use crate::metrics::{INSTRUMENTS, code_name, method_name};
 use crate::peers::PeersService;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::{HeaderMap, Method, Request, header::CONTENT_TYPE};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
@@ -21,10 +23,12 @@ use berth_proto::v1::node_agent_server::{NodeAgent, NodeAgentServer};
 use berth_proto::v1::operations_server::OperationsServer;
 use berth_proto::v1::peers_server::PeersServer;
 use berth_proto::v1::placements_server::PlacementsServer;
+use berth_telemetry::KeyValue;
+use berth_telemetry::metrics::controller::{CODE, METHOD};
 use std::sync::Arc;
-use std::time::Duration;
-use tonic::Status;
+use std::time::{Duration, Instant};
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tower::ServiceExt as _;
 
@@ -114,20 +118,37 @@ async fn dispatch(State(edge): State<Edge>, request: Request<Body>) -> Response 
     if request.uri().path() == "/" && (request.method() == Method::GET || request.method() == Method::HEAD) {
         return WELCOME.into_response();
     }
+    if request.uri().path() == "/metrics" && request.method() == Method::GET && berth_telemetry::is_scraped() {
+        return scrape().await;
+    }
     edge.json.call(request).await
+}
+
+/// All metrics, as Prometheus reads them.
+async fn scrape() -> Response {
+    // Away from the thread that decides: a large fleet takes milliseconds.
+    match tokio::task::spawn_blocking(berth_telemetry::scrape).await {
+        Ok(Some(page)) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response(),
+        Ok(None) | Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 /// Ends a call whose answer does not begin in time. What it asked for may still happen, and the code says so.
 async fn deadline(request: Request<Body>, next: Next) -> Response {
     let limit = asked_deadline(request.headers()).map_or(CALL_DEADLINE, |asked| asked.min(MAX_CALL_DEADLINE));
-    match tokio::time::timeout(limit, next.run(request)).await {
+    let (method, begun) = (method_name(request.uri().path()), Instant::now());
+    let response = match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Status::deadline_exceeded(format!(
             "no answer within {} ms; it is not known whether the call took effect",
             limit.as_millis()
         ))
         .into_http(),
-    }
+    };
+    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+    let about = [KeyValue::new(METHOD, method), KeyValue::new(CODE, code_name(code))];
+    INSTRUMENTS.api_duration.record(begun.elapsed().as_secs_f64(), &about);
+    response
 }
 
 /// The header `grpc-timeout`: up to 8 digits and a unit. One that is malformed counts as not given.

@@ -56,7 +56,7 @@ async fn lead(mut brain: Brain, mut publisher: Publisher, mut calls: mpsc::Recei
             Decided { placement: decision.placement, revision }
         });
         if let Origin::Caller(reply) = from {
-            let _gone = reply.send(answer.map_err(Into::into));
+            reply.tell(answer.map_err(Into::into));
         }
     }
 }

@@ -52,6 +52,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         take: |s, v| put(&mut s.log.format, v.parse().map_err(|e: telemetry::UnknownFormat| e.to_string())),
     },
     Setting { name: "log.filter", take: |s, v| put(&mut s.log.filter, Ok(v.to_owned())) },
+    Setting { name: "telemetry.endpoint", take: |s, v| put(&mut s.export.endpoint, text(v).map(Some)) },
+    Setting { name: "telemetry.ca", take: |s, v| put(&mut s.export.ca, path(v).map(Some)) },
+    Setting { name: "telemetry.sample", take: |s, v| put(&mut s.export.sample, share(v)) },
+    Setting {
+        name: "telemetry.traces_per_second",
+        take: |s, v| put(&mut s.export.traces_per_second, count(v).and_then(|n| n.try_into().map_err(|_| too_many(v)))),
+    },
+    Setting { name: "telemetry.interval", take: |s, v| put(&mut s.export.interval, duration(v)) },
+    Setting { name: "telemetry.prometheus", take: |s, v| put(&mut s.export.prometheus, yes_or_no(v)) },
 ];
 
 fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
@@ -77,6 +86,14 @@ fn url(text: &str) -> Result<String, String> {
 
 fn yes_or_no(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
+fn share(text: &str) -> Result<telemetry::export::Share, String> {
+    text.parse().map_err(|error: telemetry::export::NoShare| error.to_string())
+}
+
+fn too_many(text: &str) -> String {
+    format!("{text:?} is more than any process makes in a second")
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

@@ -5,8 +5,10 @@ mod recover;
 pub use recover::{ATTEMPTS, CAMPAIGN};
 
 use super::desk::{Desk, Publish, Sessions, Told, Work};
-use super::{Answer, Call, CallError, From, load};
+use super::{Call, CallError, From, Waiter, load, note};
+use crate::afterwards::afterwards;
 use crate::commit::{Groups, Loss, Pipeline, Unfit};
+use crate::metrics::INSTRUMENTS;
 use crate::replica::Publisher;
 #[cfg(test)]
 use crate::replica::Replica;
@@ -16,12 +18,13 @@ use berth_model::history::Forced;
 use berth_model::{NodeName, Timestamp};
 use berth_store::{CommitError, Leadership, Store};
 use berth_telemetry::names;
+use berth_telemetry::traces::Span;
 use futures::future::BoxFuture;
 #[cfg(test)]
 use recover::take_over;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -111,7 +114,7 @@ enum Turn {
 
 /// One leadership.
 struct Lead {
-    desk: Desk<oneshot::Sender<Answer>>,
+    desk: Desk<Waiter>,
     pipeline: Pipeline,
     lost: BoxFuture<'static, ()>,
     ticked: Instant,
@@ -294,7 +297,7 @@ impl Service {
         // Whoever has a place in the queue already fills it at once.
         while let Some(Call { from, input: _ }) = self.queue.recv().await {
             if let From::Caller(to) = from {
-                let _hung_up = to.send(Err(CallError::Unavailable("the controller is stopping".to_owned())));
+                to.tell(Err(CallError::Unavailable("the controller is stopping".to_owned())));
             }
         }
         if let Some(why) = self.commit_all().await? {
@@ -325,7 +328,7 @@ impl Service {
                 Source::Tick => (Input::Tick, None),
                 Source::Call(Call { input, from: From::Caller(to) }) => {
                     // Whoever has hung up already is not served: nothing was promised.
-                    if to.is_closed() {
+                    if to.is_gone() {
                         continue;
                     }
                     (input, Some(to))
@@ -337,7 +340,17 @@ impl Service {
                     (input, None)
                 }
             };
+            note::before(desk.brain().world(), &input);
+            let kind = note::kind(&input);
+            let schedule = to.as_ref().map_or_else(Span::none, |waiter| waiter.link.child(names::TRACE_SCHEDULE));
+            let to = to.map(|mut waiter| {
+                waiter.is_decided();
+                waiter
+            });
+            let begun = Instant::now();
             desk.decide(&mut pipeline.groups, now, input, to, &mut work)?;
+            INSTRUMENTS.decision_duration.record(begun.elapsed().as_secs_f64(), &[kind]);
+            drop(schedule);
         }
         desk.enqueue(&pipeline.groups, work);
         Ok(())
@@ -347,12 +360,13 @@ impl Service {
     fn tell(&mut self) {
         let Lead { desk, pipeline, .. } = &mut self.lead;
         while let Some(Told { revision, publish, replies, desired, forced }) = desk.next_told(&mut pipeline.groups) {
-            if let Some(Publish { world, placements, nodes }) = publish {
-                self.publisher.publish(world, revision.0, placements, nodes);
-            }
+            let news = publish.map(|Publish { world, placements, nodes }| {
+                let before = self.publisher.now();
+                let touched = (placements.clone(), nodes.clone());
+                (before, self.publisher.publish(world, revision.0, placements, nodes), touched)
+            });
             for (to, answer) in replies {
-                // A caller that hung up reads it back, or asks again with the same request id.
-                let _hung_up = to.send(answer);
+                to.tell(answer);
             }
             for (node, desired) in desired {
                 self.outbox.send(&node, desired);
@@ -360,13 +374,16 @@ impl Service {
             for used in forced {
                 write_down(&used);
             }
+            if let Some((before, after, (placements, nodes))) = news {
+                afterwards(move || note::after(&before.world, &after.world, &placements, &nodes));
+            }
         }
     }
 
     /// Tells everyone who waits that their answer is lost.
     fn give_up(&mut self, why: &CommitError) {
         for (to, error) in self.lead.desk.give_up(&self.lead.pipeline.groups, why) {
-            let _hung_up = to.send(Err(error));
+            to.tell(Err(error));
         }
     }
 }

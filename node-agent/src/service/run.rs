@@ -73,7 +73,9 @@ fn serve() -> anyhow::Result<()> {
 fn agent(system: &System, stop: CancellationToken) -> anyhow::Result<()> {
     let config = CONFIG.get().context("no configuration file was named")?;
     let settings = Settings::of_file(config)?;
-    let _until_the_end = berth_telemetry::init_with(&settings.log, Box::new(EventLog::open()))?;
+    let about = process::about(&settings);
+    let _until_the_end =
+        berth_telemetry::start_with(&settings.log, &settings.export, about, Box::new(EventLog::open()))?;
     let running = || system.tell(ServiceState::Running, Duration::ZERO, ServiceExitCode::NO_ERROR);
     process::block_on(async {
         let stopped = async {

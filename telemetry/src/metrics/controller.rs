@@ -51,7 +51,7 @@ pub const COMMIT_DURATION: Metric = Metric {
     kind: Kind::Histogram(QUICK),
     unit: "s",
     labels: &[],
-    what: "Time from a group of decisions having been made to its being durable, as its callers wait for it.",
+    what: "Time from a decision to its being durable, as its caller waits for it.",
 };
 /// How large transactions are.
 pub const COMMIT_SIZE: Metric = Metric {

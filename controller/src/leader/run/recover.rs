@@ -78,7 +78,7 @@ impl Service {
         let taken_back = desk.undo(&mut pipeline.groups, now(), &self.sessions, (&undone, stored), why)?;
         let TakenBack { replies, nodes } = taken_back;
         for (to, error) in replies {
-            let _hung_up = to.send(Err(error));
+            to.tell(Err(error));
         }
         for node in &nodes {
             self.outbox.look_again_at(node);

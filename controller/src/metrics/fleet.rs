@@ -1,0 +1,285 @@
+//! The fleet in figures: one walk through a snapshot, at most once a second, for all gauges together.
+
+use super::number;
+use crate::api::LastSeen;
+use crate::api::operations::SharedCheck;
+use crate::replica::Replica;
+use crate::standing::Board;
+use berth_core::condition::{LOST_AFTER, conditions};
+use berth_core::schedule::capacity;
+use berth_core::world::{Link, Node, View, World};
+use berth_model::gpu::GpuState;
+use berth_model::placement::{Drift, Phase, Placement};
+use berth_model::{NodeName, Timestamp};
+use berth_telemetry::KeyValue;
+use berth_telemetry::metrics::fleet as names;
+use berth_telemetry::metrics::instruments::observe;
+use berth_telemetry::metrics::{MAX_CLUSTERS, MAX_MODELS, Metric, NO_CLUSTER, OTHER};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long figures are good for: a scrape reads twenty metrics one after the other, and several collectors may ask.
+const FRESH: Duration = Duration::from_secs(1);
+/// Time after which a phase should have ended by itself: the leader looks once a second, and does much at a time.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The value of a series, by the values of its labels.
+type Series = BTreeMap<Vec<String>, f64>;
+
+/// All figures of one moment.
+#[derive(Debug, Default)]
+pub(super) struct Figures(BTreeMap<&'static str, Series>);
+
+impl Figures {
+    fn add(&mut self, metric: &Metric, labels: &[&str], value: f64) {
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
+        *self.0.entry(metric.name).or_default().entry(labels).or_insert(0.0) += value;
+    }
+
+    fn most(&mut self, metric: &Metric, labels: &[&str], value: f64) {
+        let labels = labels.iter().map(|&label| label.to_owned()).collect();
+        let slot = self.0.entry(metric.name).or_default().entry(labels).or_insert(0.0);
+        *slot = slot.max(value);
+    }
+
+    /// One series.
+    #[cfg(test)]
+    fn get(&self, metric: &Metric, labels: &[&str]) -> Option<f64> {
+        self.0.get(metric.name)?.get(&labels.iter().map(|&label| label.to_owned()).collect::<Vec<_>>()).copied()
+    }
+}
+
+/// Names of a label that are told apart; the rest is told as one.
+struct Known(BTreeSet<String>);
+
+impl Known {
+    fn new(names: impl Iterator<Item = String>, most: usize) -> Self {
+        Self(names.collect::<BTreeSet<_>>().into_iter().take(most).collect())
+    }
+
+    fn label<'a>(&self, name: &'a str) -> &'a str {
+        if self.0.contains(name) { name } else { OTHER }
+    }
+}
+
+/// The state of a node, each by the worst that is true of it.
+fn node_state(node: &Node, now: Timestamp) -> &'static str {
+    match (&node.link, &node.view) {
+        (Link::Disconnected { since }, _) if now.since(*since) >= LOST_AFTER => "Lost",
+        (Link::Disconnected { .. }, _) => "Disconnected",
+        (Link::Connected { .. }, View::Stranger { .. }) => "Stranger",
+        (Link::Connected { .. }, View::Failed { .. }) => "SurveyFailed",
+        (Link::Connected { .. }, View::NotReported) | (Link::Unheard { .. }, _) => "NotReported",
+        (Link::Connected { .. }, View::Complete) if !node.cordons.is_empty() => "Cordoned",
+        (Link::Connected { .. }, View::Complete) => "Ready",
+    }
+}
+
+fn drift_kind(drift: &Drift) -> &'static str {
+    match drift {
+        Drift::VmGone => "VmGone",
+        Drift::VmClustered => "VmClustered",
+        Drift::NotAttached { .. } => "NotAttached",
+        Drift::InOtherVm { .. } => "InOtherVm",
+        Drift::WrongCard { .. } => "WrongCard",
+    }
+}
+
+/// Counts everything.
+pub(super) fn figures(world: &World, now: Timestamp, last_seen: &dyn Fn(&NodeName) -> Option<Timestamp>) -> Figures {
+    let mut figures = Figures::default();
+    let capacity = capacity(world);
+    let models = Known::new(capacity.iter().map(|model| model.model.to_string()), MAX_MODELS);
+    let clusters = Known::new(world.nodes().filter_map(|node| Some(node.cluster()?.to_string())), MAX_CLUSTERS);
+    for model in &capacity {
+        let name = models.label(model.model.as_str());
+        for (reason, count) in &model.unavailable {
+            figures.add(&names::GPUS_UNAVAILABLE, &[name, reason], f64::from(*count));
+        }
+        for slots in &model.slots {
+            let size = slots.gpus.to_string();
+            figures.add(&names::SLOTS, &[name, &size], f64::from(slots.vms));
+            if slots.gpus > 1 && model.available > 0 && name != OTHER {
+                let used = f64::from(slots.vms) * f64::from(slots.gpus) / f64::from(model.available);
+                figures.add(&names::FRAGMENTATION, &[name, &size], (1.0 - used).max(0.0));
+            }
+        }
+    }
+    for node in world.nodes() {
+        count_node(&mut figures, node, now, last_seen, (&models, &clusters));
+    }
+    // Shown while nothing is wrong, too: an alert on what is absent never fires.
+    for phase in Phase::NAMES.into_iter().filter(|phase| *phase != "Requested") {
+        figures.add(&names::PLACEMENTS, &[phase], 0.0);
+        if !matches!(phase, "Released" | "Failed") {
+            figures.add(&names::PLACEMENTS_OLDEST, &[phase], 0.0);
+        }
+        if !matches!(phase, "Active" | "Released" | "Failed") {
+            figures.add(&names::PLACEMENTS_OVERDUE, &[phase], 0.0);
+        }
+    }
+    figures.add(&names::PLACEMENTS_OLDEST, &["Undoing"], 0.0);
+    for condition in ["NodeLost", "Drifted", "Stuck"] {
+        figures.add(&names::PLACEMENTS_CONDITIONS, &[condition], 0.0);
+    }
+    for drift in ["VmGone", "VmClustered", "NotAttached", "InOtherVm", "WrongCard"] {
+        figures.add(&names::DRIFT, &[drift], 0.0);
+    }
+    for placement in world.placements() {
+        count_placement(&mut figures, world, placement, now);
+    }
+    figures.add(&names::QUEUE_DEPTH, &[], number(u64::try_from(world.queued()).unwrap_or(u64::MAX)));
+    figures
+}
+
+fn count_node(
+    figures: &mut Figures,
+    node: &Node,
+    now: Timestamp,
+    last_seen: &dyn Fn(&NodeName) -> Option<Timestamp>,
+    (models, clusters): (&Known, &Known),
+) {
+    let cluster = node.cluster().map_or(NO_CLUSTER, |cluster| clusters.label(cluster.as_str()));
+    let state = node_state(node, now);
+    figures.add(&names::NODES, &[cluster, state], 1.0);
+    if state == "Lost" && node.gpus.values().any(|gpu| gpu.claim.is_some()) {
+        figures.add(&names::NODES_LOST_HOLDING, &[cluster], 1.0);
+    }
+    figures.add(&names::AGENTS_CONNECTED, &[], 0.0);
+    figures.add(&names::AGENTS_OLDEST, &[], 0.0);
+    if matches!(node.link, Link::Connected { .. }) {
+        figures.add(&names::AGENTS_CONNECTED, &[], 1.0);
+        let silence = last_seen(&node.name).map_or(0.0, |at| now.since(at).as_secs_f64());
+        figures.most(&names::AGENTS_OLDEST, &[], silence);
+    }
+    for gpu in node.gpus.values() {
+        let model = models.label(gpu.model().as_str());
+        let state = match &gpu.observed.state {
+            state @ (GpuState::Host { .. }
+            | GpuState::Pooled
+            | GpuState::Attached { .. }
+            | GpuState::Stale { .. }
+            | GpuState::Missing
+            | GpuState::Unknown) => state.name(),
+        };
+        figures.add(&names::GPUS, &[model, cluster, state, gpu.observed.health.name()], 1.0);
+        let available = if node.is_available(gpu) { 1.0 } else { 0.0 };
+        figures.add(&names::GPUS_AVAILABLE, &[model, cluster], available);
+        let held = if gpu.claim.is_some() { 1.0 } else { 0.0 };
+        figures.add(&names::GPUS_HELD, &[model, cluster], held);
+    }
+}
+
+fn count_placement(figures: &mut Figures, world: &World, placement: &Placement, now: Timestamp) {
+    let phase = placement.phase.name();
+    figures.add(&names::PLACEMENTS, &[phase], 1.0);
+    let age = now.since(placement.phase_since).as_secs_f64();
+    match &placement.phase {
+        Phase::Released | Phase::Failed { undone: true, .. } => return,
+        Phase::Failed { undone: false, .. } => figures.most(&names::PLACEMENTS_OLDEST, &["Undoing"], age),
+        Phase::Requested
+        | Phase::Queued { .. }
+        | Phase::Held { .. }
+        | Phase::Preparing { .. }
+        | Phase::Attaching { .. }
+        | Phase::Starting { .. }
+        | Phase::Verifying { .. }
+        | Phase::Active
+        | Phase::Releasing { .. } => figures.most(&names::PLACEMENTS_OLDEST, &[phase], age),
+    }
+    if placement.phase.deadline().is_some_and(|at| at.after(GRACE) < now) {
+        figures.add(&names::PLACEMENTS_OVERDUE, &[phase], 1.0);
+    }
+    for condition in conditions(world, placement, now) {
+        figures.add(&names::PLACEMENTS_CONDITIONS, &[condition.name()], 1.0);
+    }
+    if let Some((_, drift)) = world.live(placement.name()).and_then(|live| live.drift.as_ref()) {
+        figures.add(&names::DRIFT, &[drift_kind(drift)], 1.0);
+    }
+}
+
+/// The last figures, and what adds up from one to the next.
+struct Cache {
+    replica: Replica,
+    board: Board,
+    seen: Arc<dyn LastSeen>,
+    checked: SharedCheck,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    figures: Option<(Instant, Arc<Figures>)>,
+    /// GPU seconds, by model and cluster.
+    held: Series,
+}
+
+impl Cache {
+    /// Figures that are fresh enough; none in a controller that does not lead.
+    fn figures(&self) -> Option<(Arc<Figures>, Series)> {
+        // Whoever comes while they are computed waits for them. Nothing is left half done under this lock.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.board.leads() {
+            // What was held while another one led is that one's to tell.
+            kept.figures = None;
+            return None;
+        }
+        if let Some((at, figures)) = kept.figures.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            let _fresh = at;
+            return Some((Arc::clone(figures), kept.held.clone()));
+        }
+        let snapshot = self.replica.now();
+        let mut figures = figures(&snapshot.world, crate::leader::now(), &|node| self.seen.last_seen(node));
+        let violations = u64::try_from(self.checked.load().violations.len()).unwrap_or(u64::MAX);
+        figures.add(&names::VIOLATIONS, &[], number(violations));
+        let (at, figures) = (Instant::now(), Arc::new(figures));
+        let now_held = figures.0.get(names::GPUS_HELD.name).cloned().unwrap_or_default();
+        let (since, was_held) = match &kept.figures {
+            Some((since, before)) => (at - *since, before.0.get(names::GPUS_HELD.name).cloned().unwrap_or_default()),
+            None => (Duration::ZERO, Series::new()),
+        };
+        for labels in now_held.into_keys() {
+            let held = was_held.get(&labels).copied().unwrap_or(0.0);
+            *kept.held.entry(labels).or_insert(0.0) += held * since.as_secs_f64();
+        }
+        kept.figures = Some((at, Arc::clone(&figures)));
+        Some((figures, kept.held.clone()))
+    }
+}
+
+/// Has the fleet's figures read whenever somebody asks.
+pub(super) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, checked: SharedCheck) {
+    let cache = Arc::new(Cache { replica, board, seen, checked, kept: Mutex::default() });
+    for metric in [
+        &names::GPUS,
+        &names::GPUS_AVAILABLE,
+        &names::GPUS_UNAVAILABLE,
+        &names::GPUS_HELD,
+        &names::GPU_HELD_TIME,
+        &names::SLOTS,
+        &names::FRAGMENTATION,
+        &names::PLACEMENTS,
+        &names::PLACEMENTS_OLDEST,
+        &names::PLACEMENTS_OVERDUE,
+        &names::PLACEMENTS_CONDITIONS,
+        &names::DRIFT,
+        &names::QUEUE_DEPTH,
+        &names::NODES,
+        &names::NODES_LOST_HOLDING,
+        &names::AGENTS_CONNECTED,
+        &names::AGENTS_OLDEST,
+        &names::VIOLATIONS,
+    ] {
+        let cache = Arc::clone(&cache);
+        observe(metric, move |to| {
+            let Some((figures, held)) = cache.figures() else { return };
+            let series = if *metric == names::GPU_HELD_TIME { Some(&held) } else { figures.0.get(metric.name) };
+            for (values, value) in series.into_iter().flatten() {
+                let labels = metric.labels.iter().zip(values);
+                let labels: Vec<_> = labels.map(|(label, value)| KeyValue::new(label.key, value.clone())).collect();
+                to.observe(*value, &labels);
+            }
+        });
+    }
+}
