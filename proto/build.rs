@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "berth/v1/placements.proto",
         "berth/v1/node_agent.proto",
         "berth/v1/operations.proto",
+        "berth/v1/audit.proto",
         "berth/v1/backup.proto",
         "berth/v1/peers.proto",
         "berth/store/v1/records.proto",

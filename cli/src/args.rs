@@ -95,6 +95,8 @@ pub enum Command {
     Status(Output),
     /// Write all that the controller keeps into a file
     Backup(Backup),
+    /// Who asked for what, what was decided, what was refused
+    Audit(Audit),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  berth completions bash > /etc/bash_completion.d/berth")]
     Completions {
@@ -480,6 +482,43 @@ pub struct Backup {
     /// Replace the file if it is there.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `berth audit`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  berth audit --placement render-07
+  berth audit --verify                          checks the whole chain, and prints its head
+  berth audit --verify --head 812:9f2c…         and that it goes on from a head that was written down
+  berth audit --after 812 -o json               what came since, one record a line, to be put away
+
+Every record of a change is as durable as the change itself. The chain shows whether records were changed, removed or
+inserted; whoever can write to the store can make all of it anew, unless a head was written down elsewhere.")]
+pub struct Audit {
+    /// Check the chain, and say where it ends. Records are not printed then, unless a form is asked for.
+    #[arg(long)]
+    pub verify: bool,
+    /// Only of this placement.
+    #[arg(long, value_name = "NAME")]
+    pub placement: Option<String>,
+    /// Only what is in blocks after this one.
+    #[arg(long, value_name = "BLOCK", default_value_t = 0)]
+    pub after: u64,
+    /// A head that was printed before, NUMBER:HASH; it must be part of the chain.
+    #[arg(long, value_name = "HEAD", value_parser = head, requires = "verify")]
+    pub head: Option<(u64, String)>,
+    /// Form of the answer.
+    #[arg(short = 'o', long = "output", value_enum, value_name = "FORM")]
+    pub format: Option<Format>,
+}
+
+/// Reads NUMBER:HASH.
+fn head(text: &str) -> Result<(u64, String), String> {
+    let form = || "a head has the form NUMBER:HASH, as berth audit --verify prints it".to_owned();
+    let (number, hash) = text.split_once(':').ok_or_else(form)?;
+    let number = number.parse().map_err(|_| form())?;
+    let whole = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if whole { Ok((number, hash.to_owned())) } else { Err(form()) }
 }
 
 /// What can be watched.

@@ -1,6 +1,7 @@
 //! The verbs, one file each: call, then print.
 
 pub mod adopt;
+pub mod audit;
 pub mod backup;
 pub mod capacity;
 pub mod commit;
@@ -47,6 +48,7 @@ pub async fn run(cli: Cli, out: &mut Out<'_>) -> Result<(), Error> {
         Command::Plan(args) => plan::run(client, args, out).await,
         Command::Capacity(args) => capacity::run(&client()?, args, out).await,
         Command::Watch(args) => watch::run(&client()?, args, out).await,
+        Command::Audit(args) => audit::run(&client()?, args, out).await,
         Command::Backup(args) => backup::run(&client()?, args, out).await,
         Command::Status(args) => status::run(&client()?, args, out).await,
         Command::Completions { shell } => completions::run(shell, out),

@@ -117,6 +117,9 @@ pub enum Error {
     /// Standard output is closed.
     #[error("cannot print: {0}")]
     Print(#[source] std::io::Error),
+    /// The audit was changed, or does not come whole.
+    #[error("the audit is not whole: {0}")]
+    NotWhole(String),
     /// A simulated fleet cannot start or go on.
     #[error("{0}")]
     Dev(String),
@@ -147,6 +150,7 @@ impl Error {
             | Self::File { .. }
             | Self::Encode(_)
             | Self::Print(_)
+            | Self::NotWhole(_)
             | Self::Dev(_) => Exit::Failed,
         }
     }
@@ -192,6 +196,7 @@ impl Error {
             | Self::File { .. }
             | Self::Encode(_)
             | Self::Print(_)
+            | Self::NotWhole(_)
             | Self::Dev(_) => {}
         }
         text

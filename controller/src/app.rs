@@ -7,6 +7,7 @@ use crate::api::forward::Forwarder;
 use crate::api::operations::{Checked, SharedCheck};
 use crate::api::server::RouterError;
 use crate::api::{self, Sources};
+use crate::audit::{self, Audit};
 use crate::config::{Config, Problem, StoreKind};
 use crate::follower::Follower;
 use crate::leader::{self, Ended, Leader, Options, QUEUE};
@@ -134,8 +135,13 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
     let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = config.advertise.clone().unwrap_or_else(|| format!("{scheme}://{local_addr}"));
     let me = Candidate { endpoint: endpoint.clone(), instance: uuid::Uuid::new_v4().to_string() };
-    let options =
-        Options { limits: config.limits.clone(), commit_deadline: config.commit_deadline, candidate: me.to_string() };
+    let audit = Audit::default();
+    let options = Options {
+        limits: config.limits.clone(),
+        commit_deadline: config.commit_deadline,
+        candidate: me.to_string(),
+        audit: audit.clone(),
+    };
     let way = Way::new(config.tls.files().map_err(StartError::Config)?.map(|files| client::Files {
         // Controllers, agents and callers have one CA.
         ca: files.client_ca,
@@ -169,12 +175,20 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
         forwarder,
         records: Arc::clone(&store),
     };
-    metrics::register(replica.clone(), board.clone(), Arc::clone(&sources.seen), Arc::clone(&checked));
+    metrics::register(replica.clone(), board.clone(), Arc::clone(&sources.seen), Arc::clone(&checked), audit.clone());
     let router = api::server::router(sources, agents)?;
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { member.run().await.context("the controller has no place among the others any more") });
     tasks.spawn(check(replica.clone(), checked, config.check_interval, stop.clone()));
+    let (seals, stopping) = (Arc::clone(&store), stop.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = audit.run(seals.as_ref(), audit::KEEP) => {}
+        }
+        Ok(())
+    });
     let serving = serve::run(listener, router, serve::Options::new(tls.clone()), stop.clone());
     tasks.spawn(async move {
         serving.await;

@@ -16,6 +16,7 @@ mod run;
 pub use run::{ATTEMPTS, CAMPAIGN, Ended, LoadFailure};
 pub(crate) use run::{Options, Outbox, Service, now};
 
+use crate::audit::Asked;
 use crate::metrics::INSTRUMENTS;
 use berth_core::decide::Input;
 use berth_model::placement::Placement;
@@ -103,11 +104,13 @@ pub(crate) struct Waiter {
     commit: Span,
     /// When it was decided.
     decided: Option<Instant>,
+    /// What is asked for, for the audit.
+    asked: Option<Asked>,
 }
 
 impl Waiter {
-    fn new(to: oneshot::Sender<Answer>, link: Link) -> Self {
-        Self { to, link, commit: Span::none(), decided: None }
+    fn new(to: oneshot::Sender<Answer>, link: Link, asked: Option<Asked>) -> Self {
+        Self { to, link, commit: Span::none(), decided: None, asked }
     }
 
     /// Whether nobody waits any more.
@@ -123,7 +126,7 @@ impl Waiter {
 
     /// Answers.
     pub(crate) fn tell(self, answer: Answer) {
-        let Self { to, link: _, commit, decided } = self;
+        let Self { to, link: _, commit, decided, asked: _ } = self;
         match &answer {
             Ok(decided_at) => {
                 if let Some(since) = decided {
@@ -175,21 +178,22 @@ impl Leader {
     /// # Errors
     /// [`CallError`]; only [`CallError::Unknown`] leaves open whether something was changed.
     pub async fn submit(&self, input: Input) -> Result<Decided, CallError> {
-        self.submit_in(input, Link::none()).await
+        self.submit_in(input, Link::none(), "unknown").await
     }
 
-    /// The same within the trace of a call.
+    /// The same for a caller, within the trace of its call.
     ///
     /// # Errors
     /// As for [`Leader::submit`].
-    pub(crate) async fn submit_in(&self, input: Input, link: Link) -> Result<Decided, CallError> {
+    pub(crate) async fn submit_in(&self, input: Input, link: Link, caller: &str) -> Result<Decided, CallError> {
+        let asked = Asked::by(caller, &input);
         let (reply, answer) = oneshot::channel();
         let place = match tokio::time::timeout(ADMISSION, self.calls.reserve()).await {
             Ok(Ok(place)) => place,
             Ok(Err(_)) => return Err(CallError::Unavailable("the controller is stopping".to_owned())),
             Err(_) => return Err(CallError::Overloaded),
         };
-        place.send(Call { input, from: From::Caller(Waiter::new(reply, link)) });
+        place.send(Call { input, from: From::Caller(Waiter::new(reply, link, asked)) });
         // Bounded by the leader: every commit has a deadline, and so has every reload.
         match answer.await {
             Ok(answer) => answer,

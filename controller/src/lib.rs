@@ -8,6 +8,7 @@ mod afterwards;
 pub mod agents;
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod backup;
 pub mod commit;
 pub mod config;

@@ -8,6 +8,7 @@ mod store;
 
 use crate::api::LastSeen;
 use crate::api::operations::SharedCheck;
+use crate::audit::Audit;
 use crate::replica::Replica;
 use crate::standing::Board;
 use berth_telemetry::metrics::controller as names;
@@ -34,6 +35,16 @@ pub(crate) struct Instruments {
     pub(crate) placement_duration: Histogram<f64>,
     pub(crate) placements_ended: Counter<u64>,
     pub(crate) steps_failed: Counter<u64>,
+}
+
+/// What is counted of the audit.
+pub(crate) static AUDIT: LazyLock<OfAudit> =
+    LazyLock::new(|| OfAudit { records: counter(&names::AUDIT_RECORDS), gaps: counter(&names::AUDIT_GAPS) });
+
+/// See [`AUDIT`].
+pub(crate) struct OfAudit {
+    pub(crate) records: Counter<u64>,
+    pub(crate) gaps: Counter<u64>,
 }
 
 impl Instruments {
@@ -100,7 +111,9 @@ pub(crate) fn method_name(path: &str) -> &'static str {
 }
 
 /// Has what this controller shows, and where it stands, read whenever somebody asks.
-pub(crate) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, checked: SharedCheck) {
+pub(crate) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, checked: SharedCheck, audit: Audit) {
+    observe(&names::AUDIT_UNSEALED, move |to| to.observe(number(audit.behind()), &[]));
+    AUDIT.gaps.add(0, &[]);
     fleet::register(replica.clone(), board.clone(), seen, checked);
     let stands = board.clone();
     observe(&names::LEADER, move |to| to.observe(if stands.leads() { 1.0 } else { 0.0 }, &[]));

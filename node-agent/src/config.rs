@@ -649,9 +649,9 @@ mod tests {
                 )
             },
             driver: Driver::Sim { host: "/h.toml".into() },
-            log: telemetry::Options { format: telemetry::Format::Json, filter: "debug".into() },
             export: telemetry::Export::default(),
             prometheus: None,
+            log: telemetry::Options { format: telemetry::Format::Json, filter: "debug".into() },
         };
         assert_eq!(settings.unwrap(), expected);
     }

@@ -1,9 +1,10 @@
 //! The process `berth-agent`: one agent, from its settings until a signal ends it.
 
+use crate::config::sim_host::Described;
 use crate::config::{Config, Driver, Settings, Task, sim_host};
 use crate::driver::HostDriver;
 use crate::driver::hyperv::{self, HyperV};
-use crate::driver::sim::{Delays, HostSpec, KeptHost};
+use crate::driver::sim::{KeptHost, StepFault};
 use crate::{guarded, scrape, service, tls};
 use anyhow::Context as _;
 use berth_telemetry::{Service, names};
@@ -102,17 +103,14 @@ async fn scraped(address: Option<SocketAddr>) {
 
 /// The host that the settings name, as far as it can be checked without touching anything.
 enum Host {
-    Sim(HostSpec, Delays),
+    Sim(Box<Described>),
     HyperV(hyperv::Options),
 }
 
 impl Host {
     fn read(settings: &Settings) -> anyhow::Result<Self> {
         Ok(match &settings.driver {
-            Driver::Sim { host } => {
-                let (spec, delays) = sim_host::read(host, &settings.agent.node)?;
-                Self::Sim(spec, delays)
-            }
+            Driver::Sim { host } => Self::Sim(Box::new(sim_host::read(host, &settings.agent.node)?)),
             Driver::HyperV(options) => {
                 options.check()?;
                 Self::HyperV(hyperv::Options::clone(options))
@@ -122,7 +120,16 @@ impl Host {
 
     fn open(self, data_dir: &Path) -> anyhow::Result<Arc<dyn HostDriver>> {
         Ok(match self {
-            Self::Sim(spec, delays) => Arc::new(KeptHost::open(spec, delays, data_dir)?),
+            Self::Sim(described) => {
+                let Described { spec, delays, faults } = *described;
+                let host = KeptHost::open(spec, delays, data_dir)?;
+                host.by_hand_now(|host| {
+                    for (step, error) in faults {
+                        host.faults().always(step, StepFault::Fails(error));
+                    }
+                })?;
+                Arc::new(host)
+            }
             Self::HyperV(options) => {
                 // What is obeyed and what is run lies in it.
                 guarded::folder(data_dir).context("the data directory is not safe")?;

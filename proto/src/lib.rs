@@ -3,6 +3,7 @@
 //! Owns the generated messages and services, [`convert`], [`status`], and the form of a [`backup`]. Nothing of the wire may be known below, and no
 //! decision may be taken here.
 
+pub mod audit;
 pub mod backup;
 pub mod convert;
 pub mod status;

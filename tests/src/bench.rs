@@ -20,6 +20,7 @@ pub mod step;
 mod store;
 mod stored;
 pub mod takeover;
+pub mod telemetry;
 pub mod throughput;
 
 pub use agents::{Options as AgentsOptions, run as agents};

@@ -36,6 +36,19 @@ pub fn pwsh() -> Option<PathBuf> {
     named.into_iter().chain(beside).chain(installed).find(|file| file.is_file())
 }
 
+/// The Prometheus to test with.
+const PROMETHEUS: &str = "BERTH_TEST_PROMETHEUS";
+
+/// Prometheus: the one the environment names, else the one in the PATH.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub fn prometheus() -> Option<PathBuf> {
+    let named = std::env::var_os(PROMETHEUS).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|dir| dir.join("prometheus"));
+    named.into_iter().chain(installed).find(|file| file.is_file())
+}
+
 /// The etcd server: the one the environment names, else the one in the PATH, else the one that
 /// `cargo xtask test` got.
 #[must_use]

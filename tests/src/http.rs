@@ -51,6 +51,16 @@ pub fn post_as(endpoint: &str, path: &str, content_type: &str, body: &str) -> an
     )
 }
 
+/// A JSON call with one more header.
+///
+/// # Errors
+/// As [`post`].
+pub fn post_with(endpoint: &str, path: &str, header: &str, body: &str) -> anyhow::Result<Answer> {
+    let length = body.len();
+    let headers = format!("Content-Type: application/json\r\n{header}\r\nContent-Length: {length}\r\n");
+    call(endpoint, &format!("POST {path}"), &headers, body)
+}
+
 /// `curl ENDPOINT/PATH`
 ///
 /// # Errors

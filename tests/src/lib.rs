@@ -11,6 +11,7 @@ pub mod faults;
 pub mod http;
 pub mod hyperv;
 pub mod nemesis;
+pub mod otlp;
 pub mod process;
 pub mod pwsh;
 pub mod replay;

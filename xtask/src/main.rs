@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod etcd;
 mod process;
+mod prometheus;
 mod sshd;
 mod tally;
 mod test;
@@ -22,13 +23,13 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
        cargo xtask test [PART...]    run all tests, or only these parts: unit store etcd tls powershell
-                                                 guest windows faults sim e2e nemesis
+                                                 guest windows telemetry faults sim e2e nemesis
        cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
                                                  the log of one
        cargo xtask nemesis [--experiment NAME]... [--seed S] [--for 10m] [--rounds N]    a whole Berth as processes while
                                                  everything goes wrong; --help says more
        cargo xtask bench WHAT [--short] [-o json]    how fast and how small it is here: latency, throughput, takeover,
-                                                     idle or step; --help says more";
+                                                     idle, step or telemetry; --help says more";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

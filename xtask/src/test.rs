@@ -4,7 +4,7 @@
 //! counted as skipped with the reason.
 
 use crate::tally::{SKIPPED, Tally};
-use crate::{cargo, config, etcd, sshd, windows};
+use crate::{cargo, config, etcd, prometheus, sshd, windows};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -35,13 +35,15 @@ pub(crate) enum Part {
     Sim,
     /// The real binaries. Needs Python 3 with pip for one test and ../shared/data/openb for another.
     EndToEnd,
+    /// Traces, metrics and logs as a collector and a Prometheus get them. Needs an etcd server; Prometheus for one test.
+    Telemetry,
     /// A whole Berth as processes while everything goes wrong. Needs an etcd server.
     Nemesis,
 }
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Unit,
         Self::Store,
         Self::Etcd,
@@ -52,6 +54,7 @@ impl Part {
         Self::Faults,
         Self::Sim,
         Self::EndToEnd,
+        Self::Telemetry,
         Self::Nemesis,
     ];
 
@@ -67,6 +70,7 @@ impl Part {
             Self::Faults => "faults",
             Self::Sim => "sim",
             Self::EndToEnd => "e2e",
+            Self::Telemetry => "telemetry",
             Self::Nemesis => "nemesis",
         }
     }
@@ -87,6 +91,9 @@ impl Part {
             }
             Self::Faults | Self::Sim => "the Rust toolchain",
             Self::EndToEnd => "the Rust toolchain; Python 3 with pip for one test, ../shared/data/openb for another",
+            Self::Telemetry => {
+                "the Rust toolchain; etcd, got with Go, pip or apt-get, and Prometheus for one test, got with apt-get"
+            }
             Self::Nemesis => "the Rust toolchain; etcd, got with Go, pip or apt-get",
         }
     }
@@ -103,6 +110,7 @@ impl Part {
             ("berth-tests", "faults") => Self::Faults,
             ("berth-tests", "sim") => Self::Sim,
             ("berth-tests", "e2e" | "bench") => Self::EndToEnd,
+            ("berth-tests", "telemetry") => Self::Telemetry,
             ("berth-tests", "nemesis") => Self::Nemesis,
             _ => Self::Unit,
         }
@@ -179,6 +187,7 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         | Part::Faults
         | Part::Sim
         | Part::EndToEnd
+        | Part::Telemetry
         | Part::Nemesis
             if choice.is_empty() =>
         {
@@ -198,6 +207,15 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
         Part::EndToEnd => {
             cargo::build(&["berth"])?;
             tally += cargo::test_with(&etcd_for_tests(), &choice, &["--test-threads", "1"])?;
+        }
+        Part::Telemetry => {
+            cargo::build(&["berth", "berth-controller", "berth-agent"])?;
+            let mut tools = etcd_for_tests();
+            match prometheus::get() {
+                Ok(program) => tools.push((config::PROMETHEUS, program)),
+                Err(error) => println!("{error:#}"),
+            }
+            tally += cargo::test_with(&tools, &choice, &["--test-threads", "1"])?;
         }
         Part::Nemesis => {
             cargo::build(&["berth-controller", "berth-agent"])?;

@@ -48,7 +48,7 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 /// Longest name of a caller that is taken from another controller.
 const MAX_NAME_BYTES: usize = 1024;
 /// Methods that only look, by the first word of their names. Whatever begins otherwise is for the leader.
-const LOOKS: [&str; 7] = ["Get", "List", "Summarize", "Watch", "Plan", "Status", "Backup"];
+const LOOKS: [&str; 8] = ["Get", "List", "Summarize", "Watch", "Plan", "Status", "Backup", "Audit"];
 /// Services whose calls are told apart here. Agents, health, reflection and controllers have their own ways.
 const SERVICES: [&str; 3] = ["berth.v1.Inventory", "berth.v1.Placements", "berth.v1.Maintenance"];
 

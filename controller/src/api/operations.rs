@@ -3,7 +3,7 @@
 use super::summary::Summaries;
 use super::view::count;
 use super::{Sources, overloaded};
-use crate::backup;
+use crate::{audit, backup};
 use arc_swap::ArcSwap;
 use berth_core::invariants::Violation;
 use berth_model::Timestamp;
@@ -52,6 +52,7 @@ pub(crate) struct OperationsService {
     pub(crate) sources: Sources,
     pub(crate) summaries: Summaries,
     pub(crate) backups: Backups,
+    pub(crate) audits: Backups,
 }
 
 #[tonic::async_trait]
@@ -67,6 +68,19 @@ impl Operations for OperationsService {
             term: self.sources.replica.now().term,
         };
         let parts = backup::take(Arc::clone(&self.sources.records), about);
+        let parts = parts.map(move |part| {
+            let _until_the_last_part = &place;
+            part.map_err(|error| failed(&error))
+        });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    type AuditStream = super::watch::Stream<v1::AuditPart>;
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>, Status> {
+        let place = Arc::clone(&self.audits.0).try_acquire_owned();
+        let place = place.map_err(|_| overloaded("two audits are being read already; try again later"))?;
+        let parts = audit::read(Arc::clone(&self.sources.records), request.get_ref().after);
         let parts = parts.map(move |part| {
             let _until_the_last_part = &place;
             part.map_err(|error| failed(&error))

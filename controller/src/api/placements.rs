@@ -47,7 +47,7 @@ impl PlacementsService {
         input: Input,
         call: Span,
     ) -> Result<Response<v1::Placement>, Status> {
-        let outcome = call.within(self.decide(input, call.link())).await;
+        let outcome = call.within(self.decide(input, call.link(), identity::name_of(caller.as_ref()))).await;
         if call.is_kept() {
             call.set(names::PLACEMENT, name.to_string());
             call.set(names::CALLER, identity::name_of(caller.as_ref()).to_owned());
@@ -79,8 +79,8 @@ impl PlacementsService {
         })
     }
 
-    async fn decide(&self, input: Input, link: traces::Link) -> Result<Response<v1::Placement>, Status> {
-        let decided = match self.sources.leader.submit_in(input, link).await {
+    async fn decide(&self, input: Input, link: traces::Link, caller: &str) -> Result<Response<v1::Placement>, Status> {
+        let decided = match self.sources.leader.submit_in(input, link, caller).await {
             Ok(decided) => decided,
             // A new leader hears of its nodes one by one.
             Err(CallError::Refused(Refusal::NoRoom(_) | Refusal::UnknownVm { .. } | Refusal::VmNotSeen { .. }))
@@ -135,6 +135,7 @@ impl PlacementsService {
                 }
                 Ok(name) => {
                     let uid = new_uid()?;
+                    let by = identity::name_of(caller.as_ref()).to_owned();
                     let input = Input::Adopt(Box::new(Adopt {
                         node: node.clone(),
                         vm: vm.id.clone(),
@@ -142,10 +143,10 @@ impl PlacementsService {
                         adoption: adoption.clone(),
                         return_to,
                         uid,
-                        caller: identity::name_of(caller.as_ref()).to_owned(),
+                        caller: by.clone(),
                         trace: trace.clone(),
                     }));
-                    match self.sources.leader.submit_in(input, link.clone()).await {
+                    match self.sources.leader.submit_in(input, link.clone(), &by).await {
                         Ok(decided) => {
                             let uid = decided.placement.as_ref().map(|p| p.uid.to_string()).unwrap_or_default();
                             identity::audit_change(caller.clone(), name.clone(), Ok((&uid, v1::Phase::Active)));

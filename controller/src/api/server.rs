@@ -86,7 +86,7 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router,
         planner: Planner::default(),
         explainer: Explainer::default(),
     };
-    let operations = OperationsService { sources, summaries, backups: Backups::default() };
+    let operations = OperationsService { sources, summaries, backups: Backups::default(), audits: Backups::default() };
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(berth_proto::DESCRIPTORS)

@@ -10,11 +10,14 @@
 
 use berth_core::decide::{Change, Claimed};
 use berth_model::{NodeName, PlacementName};
+use berth_proto::v1::AuditRecord;
+use berth_store::audit;
 use berth_store::key::Key;
 use berth_store::{
     CommitError, Fence, MAX_OPERATIONS, MAX_VALUE_BYTES, Precondition, Revision, Transaction, Write, key, record,
 };
 use bytes::Bytes;
+use prost::Message;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Transactions in flight. One waits for the disk, one travels, one is being answered; a fourth covers jitter. More would
@@ -119,6 +122,8 @@ struct Group {
     /// Nodes that its placements rest on: a placement must not become durable before its node.
     reads: BTreeSet<String>,
     bytes: usize,
+    /// What the audit says of it.
+    records: Vec<AuditRecord>,
     progress: Progress,
     /// The store had come to this revision when it was sent.
     sent_after: Revision,
@@ -221,6 +226,14 @@ impl Groups {
         Ok(Some(group.id))
     }
 
+    /// What the audit is to say of the decision taken last; it becomes durable with it.
+    pub fn note(&mut self, records: Vec<AuditRecord>) {
+        if let Some(group) = self.groups.back_mut() {
+            group.bytes += records.iter().map(Message::encoded_len).sum::<usize>();
+            group.records.extend(records);
+        }
+    }
+
     /// Everything taken so far is durable once [`Groups::durable_at`] answers for this mark.
     pub fn mark(&self) -> u64 {
         self.next_group
@@ -276,6 +289,11 @@ impl Groups {
         group.progress = Progress::InFlight;
         group.sent_after = self.known;
         self.in_flight += 1;
+        if !group.records.is_empty() {
+            let key = audit::fresh(self.fence.created, group.id);
+            group.preconditions.push(Precondition::absent(key.clone()));
+            group.writes.push(Write::Put { key, value: audit::batch(std::mem::take(&mut group.records)) });
+        }
         let transaction = Transaction {
             fence: Some(self.fence.clone()),
             preconditions: std::mem::take(&mut group.preconditions),
@@ -396,6 +414,7 @@ impl Group {
             written: HashMap::new(),
             reads: BTreeSet::new(),
             bytes: 0,
+            records: Vec::new(),
             progress: Progress::Waiting,
             sent_after: Revision::default(),
         }
@@ -405,8 +424,8 @@ impl Group {
     fn takes(&self, decision: &Prepared, most: usize) -> bool {
         let clash = |part: &Part| part.precondition.is_some() && self.written.contains_key(&part.key);
         let new = decision.parts.iter().filter(|part| !self.written.contains_key(&part.key)).count();
-        // Each write has one precondition, and the fence is one more.
-        let operations = self.writes.len() + new + 1;
+        // Each write has one precondition, the fence is one more, and so is the audit.
+        let operations = self.writes.len() + new + 2;
         let bytes = self.bytes + decision.parts.iter().map(Part::bytes).sum::<usize>();
         matches!(self.progress, Progress::Waiting)
             && operations <= most
@@ -490,7 +509,7 @@ fn prepare(changes: &[Change]) -> Result<Prepared, Unfit> {
             },
         }
     }
-    let operations = prepared.parts.len() + 1;
+    let operations = prepared.parts.len() + 2;
     if operations > MAX_OPERATIONS {
         return Err(Unfit::Operations { operations });
     }

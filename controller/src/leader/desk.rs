@@ -9,6 +9,7 @@ mod undo;
 pub use undo::TakenBack;
 
 use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
+use crate::audit::{self, Asked};
 use crate::commit::{Durable, Fate, Groups, Unfit};
 use berth_core::decide::{Brain, ForcedFor, Input};
 use berth_core::desired::desired as desired_state;
@@ -198,7 +199,7 @@ impl<R> Desk<R> {
         }
     }
 
-    /// Decides one input of a batch. `to` waits for the answer.
+    /// Decides one input of a batch. `asked` is what stands in the audit; `to` waits for the answer.
     ///
     /// # Errors
     /// [`Unfit`]: this leadership cannot go on.
@@ -207,6 +208,7 @@ impl<R> Desk<R> {
         groups: &mut Groups,
         now: Timestamp,
         input: Input,
+        asked: Option<&Asked>,
         to: Option<R>,
         work: &mut Work<R>,
     ) -> Result<(), Unfit> {
@@ -216,6 +218,9 @@ impl<R> Desk<R> {
         let (what, group) = match self.brain.decide(now, input) {
             Ok(decision) => {
                 let group = groups.add(&decision.changes)?;
+                if group.is_some() {
+                    groups.note(audit::records(now, asked, &decision));
+                }
                 if let Some((mark, world)) = before.filter(|(mark, _)| groups.mark() > *mark) {
                     self.put(mark, world, std::mem::take(work));
                 }
@@ -305,7 +310,7 @@ impl<R> Desk<R> {
         for (node, (_, hello)) in &sessions.open {
             self.awaited.insert(node.clone());
             self.hear_of_term(hello);
-            self.decide(groups, now, Input::Connected(hello.clone()), None, &mut work)?;
+            self.decide(groups, now, Input::Connected(hello.clone()), None, None, &mut work)?;
         }
         self.enqueue(groups, work);
         Ok(())

@@ -7,6 +7,7 @@ pub use recover::{ATTEMPTS, CAMPAIGN};
 use super::desk::{Desk, Publish, Sessions, Told, Work};
 use super::{Call, CallError, From, Waiter, load, note};
 use crate::afterwards::afterwards;
+use crate::audit::{self, Audit};
 use crate::commit::{Groups, Loss, Pipeline, Unfit};
 use crate::metrics::INSTRUMENTS;
 use crate::replica::Publisher;
@@ -61,6 +62,8 @@ pub(crate) struct Options {
     pub(crate) commit_deadline: Duration,
     /// This process, in the leader record.
     pub(crate) candidate: String,
+    /// Where what happens is audited.
+    pub(crate) audit: Audit,
 }
 
 /// Why there is no leader in this process any more.
@@ -348,7 +351,8 @@ impl Service {
                 waiter
             });
             let begun = Instant::now();
-            desk.decide(&mut pipeline.groups, now, input, to, &mut work)?;
+            let asked = to.as_ref().and_then(|waiter| waiter.asked.clone());
+            desk.decide(&mut pipeline.groups, now, input, asked.as_ref(), to, &mut work)?;
             INSTRUMENTS.decision_duration.record(begun.elapsed().as_secs_f64(), &[kind]);
             drop(schedule);
         }
@@ -360,12 +364,18 @@ impl Service {
     fn tell(&mut self) {
         let Lead { desk, pipeline, .. } = &mut self.lead;
         while let Some(Told { revision, publish, replies, desired, forced }) = desk.next_told(&mut pipeline.groups) {
+            if publish.is_some() {
+                self.options.audit.is_due();
+            }
             let news = publish.map(|Publish { world, placements, nodes }| {
                 let before = self.publisher.now();
                 let touched = (placements.clone(), nodes.clone());
                 (before, self.publisher.publish(world, revision.0, placements, nodes), touched)
             });
             for (to, answer) in replies {
+                if let (Err(CallError::Refused(refusal)), Some(asked)) = (&answer, &to.asked) {
+                    self.options.audit.refused(audit::refused(now(), asked, refusal));
+                }
                 to.tell(answer);
             }
             for (node, desired) in desired {
@@ -416,6 +426,7 @@ async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Opti
     let nodes = brain.world().node_count();
     let placements = brain.world().placement_count();
     tracing::info!(term, revision = revision.0, nodes, placements, "leading");
+    options.audit.leads(fence.clone(), term);
     let groups = Groups::new(fence, node_versions, revision);
     let pipeline = Pipeline::new(Arc::clone(store), groups, options.commit_deadline);
     Ok(Lead { desk: Desk::new(brain, revision), pipeline, lost, ticked: Instant::now(), contradictions: 0 })

@@ -2,6 +2,7 @@
 
 use super::run::{Ended, Options, Service};
 use super::*;
+use crate::audit::Audit;
 use crate::replica::Replica;
 use crate::testing::{Fault, Remembering, Scripted, create, eventually, hello, node, report, session, uid};
 use berth_core::decide::Limits;
@@ -23,7 +24,12 @@ struct Fixture {
 }
 
 fn options() -> Options {
-    Options { limits: Limits::default(), commit_deadline: Duration::from_secs(20), candidate: "test".into() }
+    Options {
+        limits: Limits::default(),
+        commit_deadline: Duration::from_secs(20),
+        candidate: "test".into(),
+        audit: Audit::default(),
+    }
 }
 
 async fn lead(store: &Arc<Scripted>) -> Fixture {

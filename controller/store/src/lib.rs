@@ -3,6 +3,7 @@
 //! Owns the [`Store`] trait, the key space ([`key`]), the stored form of records ([`record`]), the in-memory and the
 //! embedded implementation, and the [`contract`] suite that every implementation passes. Must never decide anything.
 
+pub mod audit;
 pub mod contract;
 pub mod embedded;
 mod engine;

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// One source's word on them.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
+// Its name is another layer's, too.
+#[group(skip)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Layer {
     /// Collector of traces, metrics and logs (OTLP over gRPC), http://HOST:PORT or https://HOST:PORT.

@@ -19,6 +19,10 @@
 //! clustered = false                             # optional
 //! running = false                               # optional
 //! devices = []                                  # addresses of GPUs it has already, given by hand
+//!
+//! [[fault]]                                     # to see what becomes of one: every such step fails
+//! step = "StartVm"
+//! error = "the VM failed to start: 0xC035001E"
 //! ```
 
 use crate::driver::sim::{Delays, GpuSpec, HostSpec, VmSpec};
@@ -28,6 +32,7 @@ use berth_model::id::ClusterName;
 use berth_model::inventory::{MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::node::{HostFacts, Platform};
 use berth_model::pci::DeviceAddress;
+use berth_model::placement::StepKind;
 use berth_model::vm::VmState;
 use berth_model::{ModelName, NodeName, VmId, VmName};
 use serde::Deserialize;
@@ -75,6 +80,26 @@ struct HostFile {
     gpu: Vec<GpuEntry>,
     #[serde(default)]
     vm: Vec<VmEntry>,
+    #[serde(default)]
+    fault: Vec<FaultEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FaultEntry {
+    step: String,
+    error: String,
+}
+
+/// What a description comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// The host.
+    pub spec: HostSpec,
+    /// How long things take on it.
+    pub delays: Delays,
+    /// Steps that always fail, and with what.
+    pub faults: Vec<(StepKind, String)>,
 }
 
 #[derive(Deserialize)]
@@ -110,17 +135,17 @@ fn default_memory() -> u32 {
     512
 }
 
-/// Reads the description of the host that `node` speaks for, and how long things take on it.
+/// Reads the description of the host that `node` speaks for.
 ///
 /// # Errors
 /// [`enum@Error`], naming every bad entry.
-pub fn read(path: &Path, node: &NodeName) -> Result<(HostSpec, Delays), Error> {
+pub fn read(path: &Path, node: &NodeName) -> Result<Described, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     parse(&text, node).map_err(|why| Error::Bad { path: path.to_owned(), why })
 }
 
-fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
-    let HostFile { system, cluster, cpu_cores, memory_gib, step_ms, mmio_high_cap_mib, gpu, vm } =
+fn parse(text: &str, node: &NodeName) -> Result<Described, String> {
+    let HostFile { system, cluster, cpu_cores, memory_gib, step_ms, mmio_high_cap_mib, gpu, vm, fault } =
         toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
     let mut problems = Vec::new();
     if gpu.len() > MAX_GPUS_PER_NODE {
@@ -184,6 +209,16 @@ fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
             vms.push(vm);
         }
     }
+    let mut faults = Vec::new();
+    for (at, FaultEntry { step, error }) in fault.into_iter().enumerate() {
+        match StepKind::ALL.into_iter().find(|kind| kind.name() == step) {
+            Some(kind) => faults.push((kind, error)),
+            None => {
+                let known = StepKind::ALL.map(StepKind::name).join(", ");
+                problems.push(format!("fault[{at}].step: {step:?} is not one of: {known}"));
+            }
+        }
+    }
     if !problems.is_empty() {
         return Err(problems.join("\n"));
     }
@@ -197,7 +232,7 @@ fn parse(text: &str, node: &NodeName) -> Result<(HostSpec, Delays), String> {
         notes: Vec::new(),
     };
     let delays = Delays { step: Duration::from_millis(step_ms.into()), ..Delays::default() };
-    Ok((HostSpec { node: node.clone(), facts, gpus, vms }, delays))
+    Ok(Described { spec: HostSpec { node: node.clone(), facts, gpus, vms }, delays, faults })
 }
 
 fn parsed<T: FromStr>(problems: &mut Vec<String>, field: &str, text: &str) -> Option<T>
@@ -225,7 +260,8 @@ mod tests {
             .take_while(|line| *line != "//! ```")
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
-        let (spec, delays) = parse(&example, &node()).unwrap();
+        let Described { spec, delays, faults } = parse(&example, &node()).unwrap();
+        assert_eq!(faults, [(StepKind::StartVm, "the VM failed to start: 0xC035001E".to_owned())]);
         assert_eq!(delays.step, Duration::from_millis(200));
         assert_eq!((spec.gpus.len(), spec.vms.len(), spec.facts.cpu_milli), (1, 1, 64_000));
         assert_eq!(spec.gpus[0].survey.fingerprint.serial, Some(SerialNumber::new("1324421071234").unwrap()));
@@ -243,7 +279,7 @@ mod tests {
               |
             1 | gpus = 4
               | ^^^^
-            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `step_ms`, `mmio_high_cap_mib`, `gpu`, `vm`"#]],
+            unknown field `gpus`, expected one of `system`, `cluster`, `cpu_cores`, `memory_gib`, `step_ms`, `mmio_high_cap_mib`, `gpu`, `vm`, `fault`"#]],
         );
         refuse(
             r#"
@@ -261,6 +297,9 @@ mod tests {
                 [[vm]]
                 id = "1"
                 name = ""
+                [[fault]]
+                step = "Explode"
+                error = "boom"
             "#,
             expect![[r#"
                 cluster: cluster name "-" has the character '-' at position 0; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
@@ -269,7 +308,8 @@ mod tests {
                 gpu[0].serial: serial number "" is not of the form 1 to 64 printable ASCII characters
                 gpu[2].address: 0000:41:00.0 is listed twice
                 vm[0].id: VM id "1" is not of the form 8-4-4-4-12 hexadecimal digits
-                vm[0].name: VM name is empty"#]],
+                vm[0].name: VM name is empty
+                fault[0].step: "Explode" is not one of: Check, MakeStandalone, StopVm, ConfigureVm, Disable, Dismount, Attach, StartVm, Verify, Detach, Mount, Enable, RestoreVm"#]],
         );
     }
 }

@@ -32,15 +32,16 @@ impl Controller {
         Self::start_with(etcd, &[]).await
     }
 
-    /// The same with further arguments.
+    /// The same with some settings.
     ///
     /// # Errors
-    /// As [`Controller::start`].
-    pub(super) async fn start_with(etcd: &str, more: &'static [&'static str]) -> anyhow::Result<Self> {
-        let etcd = etcd.to_owned();
+    /// As for [`Controller::start`].
+    pub(super) async fn start_with(etcd: &str, settings: &[String]) -> anyhow::Result<Self> {
+        let (etcd, settings) = (etcd.to_owned(), settings.to_vec());
         let started = tokio::task::spawn_blocking(move || {
             let mut command = other(program("berth-controller")?);
-            command.args(["--listen", "127.0.0.1:0", "--etcd", &etcd]).args(more);
+            command.args(["--listen", "127.0.0.1:0", "--etcd", &etcd]);
+            command.args(settings.iter().flat_map(|setting| ["--set", setting]));
             let mut process = Process::start(command)?;
             // The log's own words: `serving endpoint=127.0.0.1:PORT`.
             let address = process.wait_for_line(START, |line| {

@@ -48,7 +48,7 @@ impl Options {
 /// When anything does not start, or a placement fails.
 pub async fn run(options: Options) -> anyhow::Result<Report> {
     let store = Store::start().await?;
-    let controller = Controller::start_with(&store.endpoint(), &["--set", "agents.observe=1s"]).await?;
+    let controller = Controller::start_with(&store.endpoint(), &["agents.observe=1s".to_owned()]).await?;
     controller.wait("the controller leads", LEADS, |status| status.leader).await?;
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("asked");

@@ -1,7 +1,7 @@
-//! `cargo xtask bench latency|throughput|takeover|idle|step`: how fast and how small Berth is on this machine.
+//! `cargo xtask bench latency|throughput|takeover|idle|step|telemetry`: how fast and how small Berth is on this machine.
 
 use anyhow::Context as _;
-use berth_tests::bench::{self, Report, idle, latency, step, takeover, throughput};
+use berth_tests::bench::{self, Report, idle, latency, step, takeover, telemetry, throughput};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::io::Write as _;
 
@@ -32,6 +32,8 @@ enum What {
         #[arg(long, value_name = "N")]
         rounds: Option<usize>,
     },
+    /// What telemetry costs: the same placements with it off and on, in turn.
+    Telemetry(Form),
     /// From winning the election to leading a large fleet that is there already.
     Takeover(Form),
     /// A fleet at rest: what it writes, and how much memory controller and agent take.
@@ -84,6 +86,10 @@ async fn main() -> anyhow::Result<()> {
             options.callers = callers.unwrap_or(options.callers);
             options.rounds = rounds.unwrap_or(options.rounds);
             (output, throughput::run(options).await?)
+        }
+        What::Telemetry(Form { short, output }) => {
+            let options = if short { telemetry::Options::SHORT } else { telemetry::Options::FULL };
+            (output, telemetry::run(options).await?)
         }
         What::Takeover(Form { short, output }) => {
             let options = if short { takeover::Options::SHORT } else { takeover::Options::FULL };

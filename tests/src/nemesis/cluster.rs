@@ -455,7 +455,7 @@ fn describe(dir: &Path, number: usize) -> anyhow::Result<(Agent, KeptHost)> {
     writeln!(text, "[[vm]]\nid = \"{id}\"\nname = \"{}\"", existing_vm(number))?;
     std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
     std::fs::write(&description, text).with_context(|| format!("cannot write {}", description.display()))?;
-    let (spec, delays) = sim_host::read(&description, &node.parse()?)?;
+    let sim_host::Described { spec, delays, faults: _ } = sim_host::read(&description, &node.parse()?)?;
     let host = KeptHost::open(spec, delays, &data_dir)?;
     let process = Supervised::new(format!("agent {number}"));
     Ok((Agent { node, description, data_dir, process }, host))

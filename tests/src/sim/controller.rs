@@ -513,7 +513,7 @@ impl Sim {
                 From::Agent(..) => continue,
             };
             decided = true;
-            let done = lead.desk.decide(&mut lead.groups, clock, input, to, &mut work);
+            let done = lead.desk.decide(&mut lead.groups, clock, input, None, to, &mut work);
             done.map_err(|unfit| Broken(unfit.to_string()))?;
             if let Some(shown) = shown {
                 shown.check(lead.desk.brain().world())?;
@@ -522,7 +522,7 @@ impl Sim {
         let due = |lead: &Lead| lead.desk.brain().next_deadline().is_some_and(|at| at <= clock);
         if due(lead) {
             decided = true;
-            let done = lead.desk.decide(&mut lead.groups, clock, Input::Tick, None, &mut work);
+            let done = lead.desk.decide(&mut lead.groups, clock, Input::Tick, None, None, &mut work);
             done.map_err(|unfit| Broken(unfit.to_string()))?;
         }
         lead.desk.enqueue(&lead.groups, work);

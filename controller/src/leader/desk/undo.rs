@@ -73,7 +73,7 @@ impl<R> Desk<R> {
             let hello = sessions.open.get(node).map(|(_, hello)| hello).filter(|hello| !self.brain.has_taken_in(hello));
             if let Some(hello) = hello {
                 // As if it had just come: nothing else would ever tell this once more.
-                self.decide(groups, now, Input::Connected(hello.clone()), None, &mut work)?;
+                self.decide(groups, now, Input::Connected(hello.clone()), None, None, &mut work)?;
             }
         }
         self.enqueue(groups, work);
