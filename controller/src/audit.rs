@@ -17,8 +17,8 @@ use crate::metrics::AUDIT;
 use berth_proto::v1::AuditRecord;
 use berth_store::audit::{Beside, Done, HEAD, SealError};
 use berth_store::{CommitError, Fence, Store, audit};
-use berth_telemetry::KeyValue;
 use berth_telemetry::metrics::fleet::OUTCOME;
+use berth_telemetry::{KeyValue, names};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,8 +128,9 @@ impl Audit {
             // Before looking: what comes from here on asks for another look.
             self.0.due.store(false, Ordering::Relaxed);
             if let Err(error) = self.seal_all(store, &leading, keep).await {
+                // Nothing is lost, and the store's own trouble is told by those who wait for it.
+                tracing::info!({ names::ERROR } = %error, "the audit is not sealed now; what is to be sealed stays where it is");
                 self.is_due();
-                tracing::warn!(%error, "the audit could not be sealed; what is to be sealed stays where it is");
                 sleep(PAUSE).await;
             }
         }
@@ -170,5 +171,80 @@ impl Audit {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fault, Scripted, eventually};
+    use berth_proto::v1::AuditBlock;
+    use berth_store::audit::{BLOCKS, FRESH};
+    use berth_store::{Precondition, Transaction, Write};
+    use prost::Message as _;
+
+    fn record(placement: &str) -> AuditRecord {
+        AuditRecord { placement: placement.to_owned(), ..AuditRecord::default() }
+    }
+
+    async fn told(store: &Scripted) -> (Vec<String>, u64) {
+        let blocks = store.range(BLOCKS, None, None, 100).await.unwrap().items;
+        let blocks: Vec<_> = blocks.iter().map(|item| AuditBlock::decode(item.value.clone()).unwrap()).collect();
+        let not_recorded = blocks.iter().map(|block| block.not_recorded).sum();
+        (blocks.into_iter().flat_map(|block| block.records).map(|record| record.placement).collect(), not_recorded)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sealing_goes_on_after_trouble_and_tells_nothing_twice() {
+        let store = Scripted::new(1_000);
+        let leadership = store.campaign("me").await.unwrap();
+        let audit = Audit::default();
+        audit.leads(leadership.fence.clone(), leadership.term);
+        let key = audit::fresh(leadership.fence.created, 1);
+        let writes = vec![Write::Put { key: key.clone(), value: audit::batch(vec![record("done")]) }];
+        let (fence, preconditions) = (Some(leadership.fence.clone()), vec![Precondition::absent(key)]);
+        store.commit(Transaction { fence, preconditions, writes }).await.unwrap();
+        audit.refused(record("refused"));
+        // Not written; written, and the answer lost; neither may lose or double anything.
+        for fault in [Fault::Before, Fault::Lost, Fault::Full, Fault::After] {
+            store.fail(fault);
+        }
+        let sealing = async {
+            tokio::select! {
+                () = audit.run(store.as_ref(), KEEP) => {}
+                () = tokio::time::sleep(Duration::from_secs(120)) => {}
+            }
+        };
+        sealing.await;
+        assert_eq!(told(&store).await, (vec!["done".to_owned(), "refused".to_owned()], 0));
+        assert!(store.range(FRESH, None, None, 1).await.unwrap().items.is_empty());
+        assert_eq!(audit.behind(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_refused_calls_is_counted_and_takes_no_more_room() {
+        let store = Scripted::new(1_000);
+        let leadership = store.campaign("me").await.unwrap();
+        let audit = Audit::default();
+        for _ in 0..REFUSED + 7 {
+            audit.refused(record("no"));
+        }
+        let leads = Leads { fence: leadership.fence, term: leadership.term };
+        audit.seal_all(store.as_ref(), &leads, KEEP).await.unwrap();
+        let (told, not_recorded) = told(&store).await;
+        assert_eq!((told.len(), not_recorded), (REFUSED, 7));
+    }
+
+    #[tokio::test]
+    async fn at_rest_nothing_is_written() {
+        let store = Scripted::new(1_000);
+        let leadership = store.campaign("me").await.unwrap();
+        let (audit, before) = (Audit::default(), store.transactions());
+        audit.leads(leadership.fence, leadership.term);
+        tokio::select! {
+            () = audit.run(store.as_ref(), KEEP) => {}
+            () = eventually("a look", || !audit.0.due.load(Ordering::Relaxed)) => {}
+        }
+        assert_eq!(store.transactions(), before);
     }
 }

@@ -140,8 +140,11 @@ async fn a_group_never_exceeds_the_limit_and_never_splits_a_decision() {
     drain(&store, &mut pipeline).await;
     let sizes: Vec<_> = store.seen.lock().unwrap().iter().map(|t| (t.writes.len(), t.operations())).collect();
     assert_eq!(sizes, [(120, 121), (120, 121), (60, 61)]);
-    assert!(pipeline.groups.add(&claim(MAX_OPERATIONS - 1)).is_ok());
-    assert_eq!(pipeline.groups.add(&claim(MAX_OPERATIONS)), Err(Unfit::Operations { operations: MAX_OPERATIONS + 1 }));
+    assert!(pipeline.groups.add(&claim(MAX_OPERATIONS - 2)).is_ok());
+    assert_eq!(
+        pipeline.groups.add(&claim(MAX_OPERATIONS - 1)),
+        Err(Unfit::Operations { operations: MAX_OPERATIONS + 1 })
+    );
 }
 
 #[tokio::test]
@@ -270,7 +273,7 @@ async fn a_failure_takes_along_what_needs_it_and_nothing_else() {
         // Two changes of one key: no transaction holds both, so that each begins a group. The last one is full.
         pipeline.groups.add(&[placement("fails", 2), placement("rests", 1)]).unwrap();
         pipeline.groups.add(&[placement("rests", 2)]).unwrap();
-        pipeline.groups.add(&claim(MAX_OPERATIONS - 2)).unwrap();
+        pipeline.groups.add(&claim(MAX_OPERATIONS - 3)).unwrap();
         let apart = pipeline.groups.add(&[placement("apart", 1)]).unwrap().unwrap();
         assert!(lands < apart);
         store.fail(Fault::Full);
@@ -302,7 +305,7 @@ async fn what_a_lost_group_rests_on_goes_with_it() {
     // Full each, so that each stays a group.
     let full = |name: &str, version| {
         let mut changes = vec![placement(name, version)];
-        changes.extend((0..MAX_OPERATIONS - 3).map(|part| placement(&format!("{name}-{version}-{part}"), 1)));
+        changes.extend((0..MAX_OPERATIONS - 4).map(|part| placement(&format!("{name}-{version}-{part}"), 1)));
         changes
     };
     pipeline.groups.add(&full("kept", 1)).unwrap();

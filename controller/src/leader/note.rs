@@ -3,6 +3,7 @@
 use crate::metrics::INSTRUMENTS;
 use berth_core::decide::Input;
 use berth_core::world::{Node, World};
+use berth_model::gpu::{GpuState, HostDriver};
 use berth_model::placement::{FailureReason, Phase, Placement, ReleaseCause, StepError, StepKind, StepReport};
 use berth_model::{GpuId, NodeName, PlacementName};
 use berth_telemetry::metrics::controller::INPUT;
@@ -160,6 +161,20 @@ fn tell(was: Option<&Placement>, placement: &Placement) {
     });
 }
 
+/// Where a GPU is, and whose driver runs it there.
+fn place(state: &GpuState) -> &'static str {
+    match state {
+        GpuState::Host { driver: HostDriver::Bound } => "Host",
+        GpuState::Host { driver: HostDriver::None } => "Host, no driver",
+        GpuState::Host { driver: HostDriver::Disabled } => "Host, disabled",
+        GpuState::Pooled
+        | GpuState::Attached { .. }
+        | GpuState::Stale { .. }
+        | GpuState::Missing
+        | GpuState::Unknown => state.name(),
+    }
+}
+
 fn tell_gpus(was: &Node, node: &Node) {
     for (address, gpu) in &node.gpus {
         // The first look after a start is no change.
@@ -168,8 +183,8 @@ fn tell_gpus(was: &Node, node: &Node) {
         if old.state != new.state || old.health != new.health {
             tracing::info!(
                 { names::GPU } = %GpuId { node: node.name.clone(), address: address.clone() },
-                { names::STATE } = new.state.name(),
-                { names::WAS } = old.state.name(),
+                { names::STATE } = place(&new.state),
+                { names::WAS } = place(&old.state),
                 { names::HEALTH } = new.health.name(),
                 { names::VM } = new.state.vm().map(tracing::field::display),
                 { names::PLACEMENT } = gpu.claim.as_ref().map(tracing::field::display),

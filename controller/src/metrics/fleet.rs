@@ -283,3 +283,86 @@ pub(super) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, 
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{hello, node, report, request, uid};
+    use berth_core::decide::{Brain, Input, Limits};
+    use std::time::Duration;
+
+    const START: Timestamp = Timestamp::from_millis(1_000_000);
+
+    /// Two nodes of four GPUs, and a placement of three on one of them.
+    fn brain() -> Brain {
+        let mut brain = Brain::load(1, Limits::default(), vec![], vec![], START).unwrap();
+        for name in ["n1", "n2"] {
+            brain.decide(START, Input::Connected(Box::new(hello(name)))).unwrap();
+            let input = Input::Report { node: node(name), report: Box::new(report(4, &[])) };
+            brain.decide(START, input).unwrap();
+        }
+        let request = Box::new(request("held", 3));
+        let input = Input::Create { request, uid: uid(1), caller: "test".into(), trace: None };
+        brain.decide(START, input).unwrap();
+        brain
+    }
+
+    fn of(brain: &Brain, now: Timestamp) -> Figures {
+        figures(brain.world(), now, &|_| Some(START))
+    }
+
+    #[test]
+    fn everything_is_counted_once() {
+        let brain = brain();
+        let figures = of(&brain, START);
+        let sum = |metric: &Metric| figures.0[metric.name].values().sum::<f64>();
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}: {figures:#?}");
+        close(sum(&names::GPUS), 8.0);
+        close(sum(&names::GPUS_AVAILABLE), 5.0);
+        close(sum(&names::GPUS_UNAVAILABLE), 3.0);
+        close(sum(&names::GPUS_HELD), 3.0);
+        close(sum(&names::NODES), 2.0);
+        close(figures.get(&names::NODES, &[NO_CLUSTER, "Ready"]).unwrap(), 2.0);
+        close(figures.get(&names::PLACEMENTS, &["Held"]).unwrap(), 1.0);
+        close(figures.get(&names::PLACEMENTS, &["Active"]).unwrap(), 0.0);
+        close(figures.get(&names::AGENTS_CONNECTED, &[]).unwrap(), 2.0);
+        // Five are available: one here, four there. Of VMs with two GPUs two fit, and one GPU is of no use to any.
+        let slots: Vec<_> =
+            figures.0[names::SLOTS.name].iter().map(|(labels, vms)| (labels[1].clone(), *vms)).collect();
+        let vms = |size: &str| slots.iter().find(|(of, _)| of == size).unwrap().1;
+        close(vms("1"), 5.0);
+        close(vms("2"), 2.0);
+        close(vms("4"), 1.0);
+        let lost = |size: &str| {
+            let series = &figures.0[names::FRAGMENTATION.name];
+            series.iter().find(|(labels, _)| labels[1] == size).map(|(_, share)| *share).unwrap()
+        };
+        close(lost("2"), 0.2);
+        close(lost("8"), 1.0);
+    }
+
+    #[test]
+    fn what_lasts_too_long_and_who_is_silent_is_told() {
+        let mut brain = brain();
+        let later = START.after(Duration::from_secs(3600));
+        // Nobody looked for an hour: the hold should have expired long since.
+        let figures = of(&brain, later);
+        assert_eq!(figures.get(&names::PLACEMENTS_OVERDUE, &["Held"]), Some(1.0));
+        assert_eq!(figures.get(&names::PLACEMENTS_OLDEST, &["Held"]), Some(3600.0));
+        assert_eq!(figures.get(&names::AGENTS_OLDEST, &[]), Some(3600.0));
+        for name in ["n1", "n2"] {
+            brain.decide(START, Input::Disconnected(node(name))).unwrap();
+        }
+        let figures = of(&brain, later);
+        assert_eq!(figures.get(&names::NODES, &[NO_CLUSTER, "Lost"]), Some(2.0));
+        assert_eq!(figures.get(&names::NODES_LOST_HOLDING, &[NO_CLUSTER]), Some(1.0));
+        assert_eq!(figures.get(&names::PLACEMENTS_CONDITIONS, &["NodeLost"]), Some(1.0));
+        assert_eq!(figures.get(&names::AGENTS_CONNECTED, &[]), Some(0.0));
+    }
+
+    #[test]
+    fn names_beyond_the_bound_are_told_as_one() {
+        let known = Known::new((0..5).map(|number| format!("m{number}")), 3);
+        assert_eq!(["m0", "m2", "m3", "m9"].map(|name| known.label(name)), ["m0", "m2", OTHER, OTHER]);
+    }
+}

@@ -173,3 +173,110 @@ pub async fn seal(
     store.commit(transaction).await?;
     Ok(Done { sealed, more })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+    use berth_proto::audit::{Chain, Taken};
+    use berth_proto::v1::{AuditPart, audit_part::Part};
+
+    const NOTHING: Beside<'static> = Beside { refused: &[], not_recorded: 0 };
+
+    fn record(placement: &str) -> AuditRecord {
+        AuditRecord { placement: placement.to_owned(), ..AuditRecord::default() }
+    }
+
+    async fn commit(store: &Memory, fence: &Fence, group: u64, names: &[&str]) {
+        let key = fresh(fence.created, group);
+        let value = batch(names.iter().map(|name| record(name)).collect());
+        let preconditions = vec![Precondition::absent(key.clone())];
+        let writes = vec![Write::Put { key, value }];
+        store.commit(Transaction { fence: Some(fence.clone()), preconditions, writes }).await.unwrap();
+    }
+
+    async fn seal_now(store: &Memory, fence: &Fence, beside: Beside<'_>, keep: u64) -> Result<Done, SealError> {
+        seal(store, fence, (1, Timestamp::from_millis(1)), beside, keep).await
+    }
+
+    /// All placements that are told of, in order, once the chain that is kept is found whole.
+    async fn whole(store: &Memory) -> Vec<String> {
+        let mut chain = Chain::default();
+        let (base, _) = mark(store, BASE).await.unwrap();
+        chain.take(&AuditPart { part: Some(Part::Base(base.into())) }).unwrap();
+        let mut told = Vec::new();
+        for item in store.range(BLOCKS, None, None, 100).await.unwrap().items {
+            match chain.take(&AuditPart { part: Some(Part::Block(item.value.to_vec())) }).unwrap() {
+                Taken::Block(_, block) => told.extend(block.records.into_iter().map(|record| record.placement)),
+                other => panic!("{other:?}"),
+            }
+        }
+        let (head, _) = mark(store, HEAD).await.unwrap();
+        chain.take(&AuditPart { part: Some(Part::Head(head.into())) }).unwrap();
+        chain.finish().unwrap();
+        told
+    }
+
+    #[tokio::test]
+    async fn what_is_fresh_becomes_part_of_the_chain_once_and_in_order() {
+        let store = Memory::new();
+        let fence = store.campaign("a").await.unwrap().fence;
+        assert_eq!(seal_now(&store, &fence, NOTHING, 9).await.unwrap(), Done::default());
+        let rest = store.range(ALL, None, None, 1).await.unwrap();
+        assert!(rest.items.is_empty(), "where there is nothing to seal, nothing is written");
+        commit(&store, &fence, 2, &["c"]).await;
+        commit(&store, &fence, 1, &["a", "b"]).await;
+        assert_eq!(seal_now(&store, &fence, NOTHING, 9).await.unwrap(), Done { sealed: 3, more: false });
+        let refused = [record("no")];
+        let beside = Beside { refused: &refused, not_recorded: 7 };
+        seal_now(&store, &fence, beside, 9).await.unwrap();
+        assert_eq!(whole(&store).await, ["a", "b", "c", "no"]);
+        assert!(store.range(FRESH, None, None, 1).await.unwrap().items.is_empty());
+    }
+
+    #[tokio::test]
+    async fn more_than_one_block_holds_is_sealed_by_and_by() {
+        let store = Memory::new();
+        let fence = store.campaign("a").await.unwrap().fence;
+        for group in 0..100 {
+            commit(&store, &fence, group, &["x"]).await;
+        }
+        let mut sealed = 0;
+        let mut rounds = 0;
+        loop {
+            let done = seal_now(&store, &fence, NOTHING, 9).await.unwrap();
+            sealed += done.sealed;
+            rounds += 1;
+            if !done.more {
+                break;
+            }
+        }
+        assert_eq!((sealed, rounds), (100, 3));
+        assert_eq!(whole(&store).await.len(), 100);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_blocks_are_forgotten_and_the_rest_can_still_be_checked() {
+        let store = Memory::new();
+        let fence = store.campaign("a").await.unwrap().fence;
+        for group in 0..10 {
+            commit(&store, &fence, group, &[&group.to_string()]).await;
+            seal_now(&store, &fence, NOTHING, 3).await.unwrap();
+        }
+        assert_eq!(whole(&store).await, ["7", "8", "9"]);
+        assert_eq!(mark(&store, BASE).await.unwrap().0.number, 7);
+    }
+
+    #[tokio::test]
+    async fn whoever_leads_no_more_seals_nothing_and_its_successor_takes_what_it_left() {
+        let store = Memory::new();
+        let old = store.campaign("a").await.unwrap().fence;
+        commit(&store, &old, 5, &["left"]).await;
+        let new = store.campaign("b").await.unwrap().fence;
+        let refused = seal_now(&store, &old, NOTHING, 9).await.unwrap_err();
+        assert!(matches!(refused, SealError::Write(CommitError::Fenced)), "{refused:?}");
+        commit(&store, &new, 1, &["later"]).await;
+        seal_now(&store, &new, NOTHING, 9).await.unwrap();
+        assert_eq!(whole(&store).await, ["left", "later"]);
+    }
+}

@@ -88,9 +88,10 @@ impl Side {
         self.held.push(made.made);
 
         let first = self.callers.create(1).await?.made;
-        let shape = self.store.shape(self.store.revision().await?).await?;
+        let last = self.callers.create_one().await?;
+        let shape = self.store.shape(last).await?;
         let (mut placed, mut bare) = (Vec::new(), Vec::new());
-        let mut end = first.end;
+        let mut end = first.end + 1;
         for pair in 0..options.pairs {
             for turn in 0..2 {
                 let begun = Instant::now();

@@ -51,34 +51,61 @@ fn one_trace_runs_from_the_caller_to_the_host_driver_and_says_what_failed() -> a
         let received = collector.received();
         let good = tree(&received, GOOD_TRACE);
         let bad = tree(&received, BAD_TRACE);
-        Ok(good.contains("step Verify") && good.contains("Placements/Create < caller") && bad.contains("step Enable"))
+        let began = |tree: &str| tree.contains("Placements/Create < caller") && tree.contains("session.accept");
+        let restored = ["driver.act Enable <", "driver.act RestoreVm <"].iter().all(|step| bad.contains(step));
+        Ok(began(&good) && began(&bad) && good.contains("driver.act StartVm <") && restored)
     })?;
     let received = collector.received();
     let (good, bad) = (tree(&received, GOOD_TRACE), tree(&received, BAD_TRACE));
     ensure!(all, "not all spans came:\n{good}\n{bad}\n{}", scene.controller.log());
     expect![[r"
+        agent: driver.act Attach < agent: step Attach
+        agent: driver.act ConfigureVm < agent: step ConfigureVm
+        agent: driver.act Disable < agent: step Disable
+        agent: driver.act Dismount < agent: step Dismount
+        agent: driver.act StartVm < agent: step StartVm
+        agent: session.accept < controller: Placements/Create
+        agent: step Attach < controller: Placements/Create
+        agent: step ConfigureVm < controller: Placements/Create
+        agent: step Disable < controller: Placements/Create
+        agent: step Dismount < controller: Placements/Create
+        agent: step StartVm < controller: Placements/Create
+        controller: Placements/Create < caller
+        controller: commit < controller: Placements/Create
+        controller: schedule < controller: Placements/Create
+        controller: session.send < controller: Placements/Create
     "]]
     .assert_eq(&good);
     expect![[r"
+        agent: driver.act Attach < agent: step Attach
+        agent: driver.act ConfigureVm < agent: step ConfigureVm
+        agent: driver.act Detach < agent: step Detach
+        agent: driver.act Disable < agent: step Disable
+        agent: driver.act Dismount < agent: step Dismount
+        agent: driver.act Enable < agent: step Enable
+        agent: driver.act Mount < agent: step Mount
+        agent: driver.act RestoreVm < agent: step RestoreVm
+        agent: driver.act StartVm FAILED: the VM failed to start: 0xC035001E < agent: step StartVm FAILED: the VM failed to start: 0xC035001E
+        agent: session.accept < controller: Placements/Create
+        agent: step Attach < controller: Placements/Create
+        agent: step ConfigureVm < controller: Placements/Create
+        agent: step Detach < controller: Placements/Create
+        agent: step Disable < controller: Placements/Create
+        agent: step Dismount < controller: Placements/Create
+        agent: step Enable < controller: Placements/Create
+        agent: step Mount < controller: Placements/Create
+        agent: step RestoreVm < controller: Placements/Create
+        agent: step StartVm FAILED: the VM failed to start: 0xC035001E < controller: Placements/Create
+        controller: Placements/Create < caller
+        controller: commit < controller: Placements/Create
+        controller: schedule < controller: Placements/Create
+        controller: session.send < controller: Placements/Create
     "]]
     .assert_eq(&bad);
 
-    // Lines belong to the trace of what they tell of, in both processes.
-    for (trace, service, body, severity) in [
-        (GOOD_TRACE, "berth-controller", "a change was asked for", "INFO"),
-        (GOOD_TRACE, "berth-controller", "placement changed phase", "INFO"),
-        (GOOD_TRACE, "berth-agent", "step ended", "INFO"),
-        (GOOD_TRACE, "berth-agent", "placement is as wanted", "INFO"),
-        (BAD_TRACE, "berth-agent", "step ended", "WARN"),
-        (BAD_TRACE, "berth-agent", "gave up on placement", "WARN"),
-    ] {
-        let there = received.lines.iter().any(|line| {
-            (line.trace.as_str(), line.service.as_str(), line.body.as_str(), line.severity.as_str())
-                == (trace, service, body, severity)
-                && !line.span.is_empty()
-        });
-        ensure!(there, "no line {body:?} of {service} in trace {trace}: {:#?}", received.lines);
-    }
+    drop(received);
+    lines_belong_to_their_trace(&collector)?;
+    let received = collector.received();
     for (service, metric) in [
         ("berth-controller", "berth.gpus"),
         ("berth-controller", "berth.api.duration"),
@@ -91,6 +118,29 @@ fn one_trace_runs_from_the_caller_to_the_host_driver_and_says_what_failed() -> a
     }
     drop(received);
     as_the_api_says(&scene)
+}
+
+/// Lines belong to the trace of what they tell of, in both processes.
+fn lines_belong_to_their_trace(collector: &Collector) -> anyhow::Result<()> {
+    for (trace, service, body, severity) in [
+        (GOOD_TRACE, "berth-controller", "a change was asked for", "INFO"),
+        (GOOD_TRACE, "berth-controller", "placement changed phase", "INFO"),
+        (GOOD_TRACE, "berth-agent", "step ended", "INFO"),
+        (GOOD_TRACE, "berth-agent", "placement is as wanted", "INFO"),
+        (BAD_TRACE, "berth-agent", "step ended", "WARN"),
+        (BAD_TRACE, "berth-agent", "gave up on placement", "WARN"),
+    ] {
+        let there = wait_until(PATIENCE, || {
+            Ok(collector.received().lines.iter().any(|line| {
+                (line.trace.as_str(), line.service.as_str(), line.body.as_str(), line.severity.as_str())
+                    == (trace, service, body, severity)
+                    && !line.span.is_empty()
+            }))
+        })?;
+        let lines = &collector.received().lines;
+        ensure!(there, "no line {body:?} of {service} in trace {trace}: {lines:#?}");
+    }
+    Ok(())
 }
 
 /// Metrics and the API count the same things the same way.
