@@ -13,6 +13,7 @@ pub mod operations;
 pub(crate) mod page;
 pub(crate) mod placements;
 pub(crate) mod plan;
+pub(crate) mod probe;
 pub mod server;
 pub(crate) mod summary;
 pub(crate) mod view;

@@ -1,4 +1,4 @@
-//! Everything that answers on the one port: gRPC, gRPC-Web, JSON, health and reflection.
+//! Everything that answers on the one port: gRPC, gRPC-Web, JSON, health, probes and reflection.
 
 use super::forward::{self, Gate};
 use super::health::HealthService;
@@ -7,6 +7,7 @@ use super::json::Transcoder;
 use super::operations::{Backups, OperationsService};
 use super::placements::PlacementsService;
 use super::plan::{Explainer, Planner};
+use super::probe::Probe;
 use super::summary::Summaries;
 use super::watch::Watches;
 use super::{MAX_REQUEST_BYTES, Sources};
@@ -67,6 +68,7 @@ struct Edge {
     /// gRPC and gRPC-Web.
     web: axum::Router,
     json: Transcoder,
+    probe: Probe,
 }
 
 /// Joins all services into one router. Who calls is what the connection's task adds to each request.
@@ -76,6 +78,7 @@ struct Edge {
 pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router, RouterError> {
     let (summaries, watches) = (Summaries::default(), Watches::default());
     let gate = Gate { forwarder: sources.forwarder.clone(), replica: sources.replica.clone() };
+    let probe = Probe { replica: sources.replica.clone(), board: sources.forwarder.board().clone() };
     let peers = PeersService::new(sources.replica.clone(), sources.forwarder.clone(), Arc::clone(&sources.seen));
     let health = HealthService { replica: sources.replica.clone(), watches: watches.clone() };
     let inventory =
@@ -106,7 +109,8 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router,
         .into_axum_router()
         .layer(from_fn_with_state(gate, forward::route))
         .layer(from_fn(deadline));
-    let edge = Edge { web: grpc.clone().layer(tonic_web::GrpcWebLayer::new()), json: Transcoder::new(grpc)? };
+    let web = grpc.clone().layer(tonic_web::GrpcWebLayer::new());
+    let edge = Edge { web, json: Transcoder::new(grpc)?, probe };
     Ok(axum::Router::new().fallback(dispatch).with_state(edge))
 }
 
@@ -120,6 +124,9 @@ async fn dispatch(State(edge): State<Edge>, request: Request<Body>) -> Response 
     }
     if request.uri().path() == "/metrics" && request.method() == Method::GET && berth_telemetry::is_scraped() {
         return scrape().await;
+    }
+    if let Some(answer) = edge.probe.answer(request.method(), request.uri()) {
+        return answer;
     }
     edge.json.call(request).await
 }

@@ -4,8 +4,10 @@ use super::forward::Forwarder;
 use super::operations::Checked;
 use super::{LastSeen, Sources, server};
 use crate::leader::{Call, Decided, From as Origin, Leader};
+use crate::peers::Way;
 use crate::replica::{Publisher, Replica};
 use crate::serve;
+use crate::standing::{Board, Standing};
 use crate::testing::{hello, node, report};
 use arc_swap::ArcSwap;
 use axum::body::Body;
@@ -364,6 +366,43 @@ async fn health_is_serving_while_the_leader_publishes() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     edge.leading.abort();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+}
+
+#[tokio::test]
+async fn supervisors_are_told_by_plain_http_whether_it_is_ready() {
+    let edge = Edge::start().await;
+    let get = |path: &str| http::Request::get(path).body(Body::empty()).unwrap();
+    assert_eq!(edge.send(get("/livez")).await.0, 200);
+    let (status, _, text) = edge.send(get("/readyz")).await;
+    assert_eq!((status, text.as_str()), (200, "ready: it leads\n"));
+    let head = http::Request::head("/readyz").body(Body::empty()).unwrap();
+    assert_eq!(edge.send(head).await.0, 200);
+    let post = http::Request::post("/readyz").header("content-type", "application/json").body(Body::from("{}"));
+    assert_eq!(edge.send(post.unwrap()).await.0, 404, "it is no method of the API");
+
+    edge.leading.abort();
+    while !edge.leading.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let (status, _, text) = edge.send(get("/readyz")).await;
+    assert_eq!((status, text.as_str()), (503, "not ready: it stops\n"));
+    assert_eq!(edge.send(get("/livez")).await.0, 200, "it answers still, and ends by itself");
+}
+
+#[tokio::test]
+async fn a_controller_that_has_seen_nothing_yet_is_live_and_not_ready() {
+    let (leader, _calls) = Leader::channel(1);
+    let (replica, _publisher) = Replica::empty();
+    let checked = Arc::new(ArcSwap::from_pointee(Checked::default()));
+    let records = Arc::new(berth_store::memory::Memory::new());
+    let (board, _standing) = Board::new(Standing::default());
+    let forwarder = Forwarder::new(board, Way::default(), None);
+    let sources = Sources { leader, replica, seen: Arc::new(SeenAlways), checked, store: "memory", records, forwarder };
+    let router = server::router(sources, NoAgents).unwrap();
+    for (path, expected) in [("/livez", 200), ("/readyz", 503)] {
+        let request = http::Request::get(path).body(Body::empty()).unwrap();
+        assert_eq!(router.clone().oneshot(request).await.unwrap().status(), expected, "{path}");
+    }
 }
 
 #[tokio::test]
