@@ -8,6 +8,18 @@ use std::path::PathBuf;
 /// The etcd to test with.
 const ETCD: &str = "BERTH_TEST_ETCD";
 
+/// The helm to render the chart with.
+const HELM: &str = "BERTH_TEST_HELM";
+
+/// The kubernetes-validate to check what it renders with.
+const KUBERNETES_VALIDATE: &str = "BERTH_TEST_KUBERNETES_VALIDATE";
+
+/// The promtool to check alert rules with.
+const PROMTOOL: &str = "BERTH_TEST_PROMTOOL";
+
+/// Where a Prometheus is that scrapes a running Berth.
+const PROMETHEUS_URL: &str = "BERTH_TEST_PROMETHEUS_URL";
+
 /// The PowerShell to test with.
 const PWSH: &str = "PWSH";
 
@@ -52,13 +64,43 @@ pub fn prometheus() -> Option<PathBuf> {
 /// The etcd server: the one the environment names, else the one in the PATH, else the one that
 /// `cargo xtask test` got.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
 pub fn etcd() -> Option<PathBuf> {
-    let program = format!("etcd{}", std::env::consts::EXE_SUFFIX);
-    let named = std::env::var_os(ETCD).map(PathBuf::from);
-    let built = root().join("target").join("tools").join("etcd").join(&program);
+    tool(ETCD, "etcd", "etcd", "etcd")
+}
+
+/// Helm, as [`etcd`].
+#[must_use]
+pub fn helm() -> Option<PathBuf> {
+    tool(HELM, "helm", "helm", "helm")
+}
+
+/// What checks manifests against Kubernetes' own schemas, as [`etcd`].
+#[must_use]
+pub fn kubernetes_validate() -> Option<PathBuf> {
+    tool(KUBERNETES_VALIDATE, "kubernetes-validate", "kubernetes-validate", "venv/bin/kubernetes-validate")
+}
+
+/// What checks Prometheus' rules, as [`etcd`].
+#[must_use]
+pub fn promtool() -> Option<PathBuf> {
+    tool(PROMTOOL, "promtool", "promtool", "promtool")
+}
+
+/// A Prometheus that scrapes a running Berth, `http://HOST:PORT`.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+pub fn prometheus_url() -> Option<String> {
+    std::env::var(PROMETHEUS_URL).ok().filter(|url| !url.is_empty())
+}
+
+/// A program: named by the variable, in the PATH, or in a folder of `target/tools`.
+#[expect(clippy::disallowed_methods, reason = "this is the config.rs")]
+fn tool(variable: &str, program: &str, folder: &str, kept: &str) -> Option<PathBuf> {
+    let suffix = std::env::consts::EXE_SUFFIX;
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let built = root().join("target").join("tools").join(folder).join(format!("{kept}{suffix}"));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).map(|dir| dir.join(&program));
+    let installed = std::env::split_paths(&path).map(|dir| dir.join(format!("{program}{suffix}")));
     named.into_iter().chain(installed).chain([built]).find(|file| file.is_file())
 }
 

@@ -5,6 +5,7 @@
 mod agenda;
 mod behind;
 pub mod bench;
+pub mod chart;
 pub mod config;
 pub mod etcd;
 pub mod faults;

@@ -6,6 +6,12 @@ use std::path::PathBuf;
 
 /// The etcd that tests run against; tests read the same name.
 pub(crate) const ETCD: &str = "BERTH_TEST_ETCD";
+/// The helm that tests render the chart with.
+pub(crate) const HELM: &str = "BERTH_TEST_HELM";
+/// What tests check rendered manifests with.
+pub(crate) const KUBERNETES_VALIDATE: &str = "BERTH_TEST_KUBERNETES_VALIDATE";
+/// What tests check alert rules with.
+pub(crate) const PROMTOOL: &str = "BERTH_TEST_PROMTOOL";
 /// The folder with the Windows agent and a Windows to run it in; tests read the same name.
 pub(crate) const WINDOWS: &str = "BERTH_TEST_WINDOWS";
 /// Wine's loader for 64-bit programs; tests read the same name.

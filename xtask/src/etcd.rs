@@ -74,7 +74,8 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn run(mut command: Command) -> anyhow::Result<()> {
+/// Runs a command to its end, within a bound.
+pub(crate) fn run(mut command: Command) -> anyhow::Result<()> {
     let name = format!("{:?}", command.get_program());
     let mut child = Running(command.spawn().with_context(|| format!("cannot start {name}"))?);
     let mut status = None;

@@ -7,6 +7,7 @@
 
 mod bench;
 mod cargo;
+mod chart;
 mod config;
 mod demo;
 mod etcd;
@@ -22,14 +23,15 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GPU, show it; --once ends by itself
-       cargo xtask test [PART...]    run all tests, or only these parts: unit store etcd tls powershell
+       cargo xtask test [PART...]    run all tests, or only these parts: unit chart store etcd tls powershell
                                                  guest windows telemetry faults sim e2e nemesis
        cargo xtask sim [--seeds N] [--seed S]    a whole Berth in virtual time with everything going wrong: many seeds, or
                                                  the log of one
        cargo xtask nemesis [--experiment NAME]... [--seed S] [--for 10m] [--rounds N]    a whole Berth as processes while
                                                  everything goes wrong; --help says more
        cargo xtask bench WHAT [--short] [-o json]    how fast and how small it is here: latency, throughput, takeover,
-                                                     idle, step or telemetry; --help says more";
+                                                     idle, step or telemetry; --help says more
+       cargo xtask manifests FILE...    what the Helm chart makes of these values, as plain manifests under target/manifests";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
         ["sim", options @ ..] => report(sim(options)),
         ["nemesis", options @ ..] => report(nemesis(options)),
         ["bench", args @ ..] => report(bench::run(args)),
+        ["manifests"] => usage("manifests of which values? Examples are in charts/berth/examples"),
+        ["manifests", values @ ..] => report(chart::manifests(values)),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS

@@ -4,7 +4,7 @@
 //! counted as skipped with the reason.
 
 use crate::tally::{SKIPPED, Tally};
-use crate::{cargo, config, etcd, prometheus, sshd, windows};
+use crate::{cargo, chart, config, etcd, prometheus, sshd, windows};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 pub(crate) enum Part {
     /// All libraries, documentation examples, formatting, lints, tidiness. Needs clippy and rustfmt for two of its checks.
     Unit,
+    /// The Helm chart, its alerts and dashboards, and the systemd units. Needs helm, kubernetes-validate, promtool, etcd and
+    /// systemd for a test or two each.
+    Chart,
     /// The contract that every store passes, and kill -9 during writes. Needs nothing.
     Store,
     /// The same contract on etcd, and leadership, logins and trouble there. Needs an etcd server.
@@ -43,8 +46,9 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order they run: what fails fast comes first.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Unit,
+        Self::Chart,
         Self::Store,
         Self::Etcd,
         Self::Tls,
@@ -61,6 +65,7 @@ impl Part {
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
+            Self::Chart => "chart",
             Self::Store => "store",
             Self::Etcd => "etcd",
             Self::Tls => "tls",
@@ -78,6 +83,10 @@ impl Part {
     fn needs(self) -> &'static str {
         match self {
             Self::Unit => "the Rust toolchain; clippy and rustfmt for two of its checks",
+            Self::Chart => {
+                "the Rust toolchain; helm, got with Go; kubernetes-validate, got with pip; promtool, got with apt-get; etcd; \
+                 systemd-analyze"
+            }
             Self::Store => "the Rust toolchain",
             Self::Etcd | Self::Tls => "the Rust toolchain; etcd for its tests, got with Go, pip or apt-get",
             Self::PowerShell => {
@@ -102,6 +111,7 @@ impl Part {
     fn of(package: &str, test: &str) -> Self {
         match (package, test) {
             ("berth-store", _) => Self::Store,
+            ("berth-tests", "chart") => Self::Chart,
             ("berth-tests", "etcd") => Self::Etcd,
             ("berth-tls", _) | ("berth", "tls") | ("berth-tests", "peers") => Self::Tls,
             ("berth-tests", "powershell") => Self::PowerShell,
@@ -178,7 +188,8 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             tally += cargo::test(&["--doc"], &[])?;
             tally += tool("clippy", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
         }
-        Part::Store
+        Part::Chart
+        | Part::Store
         | Part::Etcd
         | Part::Tls
         | Part::PowerShell
@@ -192,6 +203,10 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             if choice.is_empty() =>
         {
             anyhow::bail!("there is no test for this part");
+        }
+        Part::Chart => {
+            let programs = [chart::tools(), etcd_for_tests()].concat();
+            tally += cargo::test_with(&programs, &choice, &[])?;
         }
         Part::Etcd | Part::Tls => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,
         Part::PowerShell | Part::Guest => {
