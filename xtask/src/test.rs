@@ -205,7 +205,11 @@ fn run_part(part: Part, integration_tests: &[&str]) -> anyhow::Result<Tally> {
             anyhow::bail!("there is no test for this part");
         }
         Part::Chart => {
-            let programs = [chart::tools(), etcd_for_tests()].concat();
+            let mut programs = [chart::tools(), etcd_for_tests()].concat();
+            match prometheus::get() {
+                Ok(program) => programs.push((config::PROMETHEUS, program)),
+                Err(error) => println!("{error:#}"),
+            }
             tally += cargo::test_with(&programs, &choice, &[])?;
         }
         Part::Etcd | Part::Tls => tally += cargo::test_with(&etcd_for_tests(), &choice, &[])?,

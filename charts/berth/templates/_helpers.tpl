@@ -194,6 +194,7 @@ user = {{ .Values.etcd.external.user | toJson }}
 password_file = "../etcd-login/password"
 {{- end }}
 {{- end }}
+{{- include "berth.telemetryToml" . }}
 {{- include "berth.tomlTables" (mergeOverwrite (dict "log" (dict "format" "json")) (deepCopy $c.settings)) }}
 {{- end -}}
 
@@ -211,5 +212,22 @@ ca = "../tls/ca.crt"
 cert = "../tls/tls.crt"
 key = "../tls/tls.key"
 {{- end }}
+{{- include "berth.telemetryToml" . }}
 {{- include "berth.tomlTables" (mergeOverwrite (dict "log" (dict "format" "json")) (deepCopy .Values.agent.settings)) }}
+{{- end -}}
+
+{{/* What is exported, of controllers and agents alike. */}}
+{{- define "berth.telemetryToml" -}}
+{{- with .Values.telemetry }}
+{{- if .endpoint }}
+
+[telemetry]
+endpoint = {{ toJson .endpoint }}
+{{- if .caSecretName }}
+ca = "../telemetry/ca.crt"
+{{- end }}
+sample = {{ printf "%.4f" (float64 .sample) }}
+traces_per_second = {{ int .tracesPerSecond }}
+{{- end }}
+{{- end }}
 {{- end -}}

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Folders under /etc/berth that hold certificates.
-const TLS: [&str; 2] = ["tls", "etcd-tls"];
+const TLS: [&str; 3] = ["tls", "etcd-tls", "telemetry"];
 /// The node that the agent is told it runs on.
 const NODE: &str = "node-1";
 
