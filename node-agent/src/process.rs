@@ -104,7 +104,7 @@ async fn scraped(address: Option<SocketAddr>) {
 /// The host that the settings name, as far as it can be checked without touching anything.
 enum Host {
     Sim(Box<Described>),
-    HyperV(hyperv::Options),
+    HyperV(Box<hyperv::Options>),
 }
 
 impl Host {
@@ -113,7 +113,7 @@ impl Host {
             Driver::Sim { host } => Self::Sim(Box::new(sim_host::read(host, &settings.agent.node)?)),
             Driver::HyperV(options) => {
                 options.check()?;
-                Self::HyperV(hyperv::Options::clone(options))
+                Self::HyperV(options.clone())
             }
         })
     }
@@ -133,7 +133,7 @@ impl Host {
             Self::HyperV(options) => {
                 // What is obeyed and what is run lies in it.
                 guarded::folder(data_dir).context("the data directory is not safe")?;
-                Arc::new(HyperV::new(options, data_dir))
+                Arc::new(HyperV::new(*options, data_dir))
             }
         })
     }

@@ -1,3 +1,5 @@
+//! What settings are taken and what is said of those that are not.
+
 use super::*;
 use expect_test::{Expect, expect};
 

@@ -208,7 +208,7 @@ mod tests {
         for item in store.range(BLOCKS, None, None, 100).await.unwrap().items {
             match chain.take(&AuditPart { part: Some(Part::Block(item.value.to_vec())) }).unwrap() {
                 Taken::Block(_, block) => told.extend(block.records.into_iter().map(|record| record.placement)),
-                other => panic!("{other:?}"),
+                other @ (Taken::Base(_) | Taken::Head(_) | Taken::Unsealed(_)) => panic!("{other:?}"),
             }
         }
         let (head, _) = mark(store, HEAD).await.unwrap();

@@ -79,9 +79,11 @@ const LONGEST: u32 = 24 * 3600;
 
 /// Puts the layers together, strongest first: what is exported, and where Prometheus asks.
 pub(super) fn export(layers: &[&Layer], problem: &mut impl FnMut(&str, String)) -> (Export, Option<SocketAddr>) {
-    let mut export = Export::default();
-    export.endpoint = layers.iter().find_map(|l| l.endpoint.clone());
-    export.ca = layers.iter().find_map(|l| l.ca.clone());
+    let mut export = Export {
+        endpoint: layers.iter().find_map(|l| l.endpoint.clone()),
+        ca: layers.iter().find_map(|l| l.ca.clone()),
+        ..Export::default()
+    };
     if let Some(sample) = layers.iter().find_map(|l| l.sample) {
         match sample.to_string().parse() {
             Ok(share) => export.sample = share,

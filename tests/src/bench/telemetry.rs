@@ -15,6 +15,7 @@ use crate::otlp::Collector;
 use anyhow::{Context as _, ensure};
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 const LEADS: Duration = Duration::from_secs(60);
 /// Of the placements without telemetry.
@@ -129,7 +130,8 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
         Side::start("on, every call traced", &every, options).await?,
     ];
     let scraped: Vec<_> = sides.iter().skip(1).map(|side| side.controller.endpoint.clone()).collect();
-    let scraper = tokio::spawn(async move {
+    let mut scraper = JoinSet::new();
+    scraper.spawn(async move {
         loop {
             for endpoint in scraped.clone() {
                 // What is scraped is looked at by tests; here it only costs.
@@ -145,7 +147,7 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
             sides.get_mut(at).context("no side")?.round(options).await?;
         }
     }
-    scraper.abort();
+    scraper.shutdown().await;
     ensure!(!collector.received().spans.is_empty(), "no span came to the collector");
 
     let version = sides.first().map(|side| side.store.version.clone()).unwrap_or_default();
