@@ -21,4 +21,7 @@ pub struct Memory {
     /// What was done by force for a placement, kept before it is done and told again and again: a report may be lost, and an
     /// auditor must learn of it all the same. Forgotten when the placement is no longer wished.
     pub forced: BTreeMap<PlacementUid, BTreeSet<Forced>>,
+    /// Functions that a release was to give back to the host and had to leave, because they were gone. One that turns up
+    /// in the pool is not there on purpose. Forgotten when the host or a VM has it.
+    pub left: BTreeSet<DeviceAddress>,
 }

@@ -1,23 +1,28 @@
 //! From looks to knowledge, and from knowledge to reports.
 //!
 //! The [`Tracker`] joins successive looks: what was once known and does not show is unknown first and missing only after
-//! several complete looks; another card at a known address is quarantined. The [`Reporter`] tells the controller what it
-//! was not told yet. Neither ever concludes anything from a look that failed.
+//! several complete looks, and a card that may be on its way between host and pool only after minutes; another card at a
+//! known address is quarantined, and so is one that turns up where the release that gave it up would not have left it.
+//! The [`Reporter`] tells the controller what it was not told yet. Neither ever concludes anything from a look that failed,
+//! and neither reads a clock: the time of a look comes with it.
+
+mod absence;
+mod left;
 
 use crate::cards;
 use crate::memory::Memory;
 use crate::observed::{HostView, VmView};
+use absence::{Absence, Moves};
 use berth_model::desired::DesiredPlacement;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Survey, Verdict};
 use berth_model::inventory::{InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::pci::DeviceAddress;
 use berth_model::vm::{ObservedVm, VmState};
-use berth_model::{ModelName, VmId};
+use berth_model::{ModelName, Timestamp, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Complete looks in a row that must lack something before it counts as gone. A listing taken while the host rearranges
-/// its devices can lack some; three in a row, seconds apart, have not been seen to.
-pub const MISSES_UNTIL_GONE: u32 = 3;
+pub use absence::{MISSES_UNTIL_GONE, WHILE_MOVING};
+
 /// Looks in a row that may show no GPU at all, or no VM at all, where some were known, before that is believed. An empty
 /// listing mostly means that the listing failed (a host's management starts later than the host); but the only card of
 /// a host can really be taken out and its only VM be deleted, and then it must end.
@@ -29,23 +34,25 @@ pub struct Tracker {
     /// GPUs as last seen since the agent started, with the complete looks that lacked them since.
     gpus: BTreeMap<DeviceAddress, Seen<ObservedGpu>>,
     companions: BTreeMap<DeviceAddress, Seen<GpuState>>,
-    vms: BTreeMap<VmId, Seen<VmView>>,
+    /// With the complete looks in a row that lacked them.
+    vms: BTreeMap<VmId, (VmView, u32)>,
     /// What is asked for without having been seen since the agent started, and the complete looks that lacked it.
     unseen_vms: BTreeMap<VmId, u32>,
-    unseen_gpus: BTreeMap<DeviceAddress, u32>,
+    unseen_gpus: BTreeMap<DeviceAddress, Absence>,
+    moves: Moves,
     empty_looks: u32,
 }
 
 #[derive(Clone, Debug)]
 struct Seen<T> {
     last: T,
-    misses: u32,
+    absence: Absence,
 }
 
-/// Ages entries that a look lacks; `true` for those that are gone.
-fn miss<T>(seen: &mut Seen<T>) -> bool {
-    seen.misses = seen.misses.saturating_add(1);
-    seen.misses >= MISSES_UNTIL_GONE
+impl<T> Seen<T> {
+    fn now(last: T) -> Self {
+        Self { last, absence: Absence::default() }
+    }
 }
 
 impl Tracker {
@@ -60,10 +67,17 @@ impl Tracker {
         mut view: HostView,
         wanted: impl Iterator<Item = &'a DesiredPlacement> + Clone,
         memory: &mut Memory,
+        now: Timestamp,
     ) -> Result<HostView, String> {
         self.judge(&view, memory)?;
-        self.track_gpus(&mut view, wanted.clone(), memory);
-        self.track_companions(&mut view, memory);
+        if self.moves.look(&view, wanted.clone()) {
+            // What did not show in the last boot has until some minutes into this one.
+            self.gpus.values_mut().for_each(|seen| seen.absence = Absence::default());
+            self.companions.values_mut().for_each(|seen| seen.absence = Absence::default());
+            self.unseen_gpus.clear();
+        }
+        self.track_gpus(&mut view, wanted.clone(), memory, now);
+        self.track_companions(&mut view, memory, now);
         let remembered: Vec<_> = memory.original.keys().cloned().collect();
         self.track_vms(&mut view, wanted.map(|p| &p.vm).chain(&remembered));
         // A device in the pool that a VM listed a moment ago is not free because that VM does not show.
@@ -78,7 +92,20 @@ impl Tracker {
                 *state = GpuState::Attached { vm: vm.clone() };
             }
         }
+        left::quarantine(&mut view, memory);
         Ok(view)
+    }
+
+    /// A step on a device begins, or is under way: until some minutes after it the card may be on its way between host
+    /// and pool, and then neither shows it.
+    pub fn moving(&mut self, address: &DeviceAddress, now: Timestamp) {
+        let card = address.card();
+        let gpus = self.gpus.iter_mut().map(|(at, seen)| (at, &mut seen.absence));
+        let companions = self.companions.iter_mut().map(|(at, seen)| (at, &mut seen.absence));
+        for (_, absence) in gpus.chain(companions).chain(&mut self.unseen_gpus).filter(|(at, _)| at.card() == card) {
+            absence.begin_anew(now);
+        }
+        self.moves.moved(card);
     }
 
     fn judge(&mut self, view: &HostView, memory: &Memory) -> Result<(), String> {
@@ -88,7 +115,7 @@ impl Tracker {
         if view.vms.len() > MAX_VMS_PER_NODE {
             return Err(format!("the host lists {} VMs, at most {MAX_VMS_PER_NODE} can be kept", view.vms.len()));
         }
-        let gpus_expected = self.gpus.values().any(|gpu| gpu.misses < MISSES_UNTIL_GONE)
+        let gpus_expected = self.gpus.values().any(|gpu| gpu.absence.misses() < MISSES_UNTIL_GONE)
             || (self.gpus.is_empty() && !memory.known.is_empty());
         let vms_expected = !self.vms.is_empty();
         let missing = match (view.gpus.is_empty() && gpus_expected, view.vms.is_empty() && vms_expected) {
@@ -111,22 +138,21 @@ impl Tracker {
         view: &mut HostView,
         wanted: impl Iterator<Item = &'a DesiredPlacement>,
         memory: &mut Memory,
+        now: Timestamp,
     ) {
         for (address, gpu) in &mut view.gpus {
             recognise(gpu, memory);
             self.unseen_gpus.remove(address);
-            self.gpus.insert(address.clone(), Seen { last: gpu.clone(), misses: 0 });
+            self.gpus.insert(address.clone(), Seen::now(gpu.clone()));
         }
         for (address, survey) in &memory.known {
-            self.gpus
-                .entry(address.clone())
-                .or_insert_with(|| Seen { last: unknown(address, survey.clone()), misses: 0 });
+            self.gpus.entry(address.clone()).or_insert_with(|| Seen::now(unknown(address, survey.clone())));
         }
         for (address, seen) in &mut self.gpus {
             if view.gpus.contains_key(address) {
                 continue;
             }
-            let gone = miss(seen);
+            let gone = seen.absence.miss(now, self.moves.patience(address));
             if let (GpuHealth::Quarantined(QuarantineReason::WrongCard { .. }), Some(known)) =
                 (&seen.last.health, memory.known.get(address))
             {
@@ -140,8 +166,8 @@ impl Tracker {
         let named: BTreeMap<_, _> = wanted.flat_map(|p| &p.gpus).map(|gpu| (&gpu.address, gpu)).collect();
         self.unseen_gpus.retain(|address, _| named.contains_key(address));
         for (address, gpu) in named.into_iter().filter(|(address, _)| !self.gpus.contains_key(*address)) {
-            let misses = self.unseen_gpus.entry(address.clone()).or_default();
-            *misses = misses.saturating_add(1);
+            let absence = self.unseen_gpus.entry(address.clone()).or_default();
+            let gone = absence.miss(now, self.moves.patience(address));
             let survey = Survey {
                 model: cards::by_id(&gpu.fingerprint.id)
                     .map_or(cards::GENERIC.model, |card| card.model)
@@ -155,14 +181,14 @@ impl Tracker {
                 verdict: Verdict::NotMeasured,
             };
             let mut placeholder = unknown(address, survey);
-            placeholder.state = absent(view.vms.values(), address, *misses >= MISSES_UNTIL_GONE);
+            placeholder.state = absent(view.vms.values(), address, gone);
             view.gpus.insert(address.clone(), placeholder);
         }
     }
 
-    fn track_companions(&mut self, view: &mut HostView, memory: &mut Memory) {
+    fn track_companions(&mut self, view: &mut HostView, memory: &mut Memory, now: Timestamp) {
         for (address, state) in &view.companions {
-            self.companions.insert(address.clone(), Seen { last: state.clone(), misses: 0 });
+            self.companions.insert(address.clone(), Seen::now(state.clone()));
         }
         // Companions that a present card should have.
         let expected: BTreeSet<_> = (view.gpus.values())
@@ -172,8 +198,8 @@ impl Tracker {
         self.companions.retain(|address, _| expected.contains(address));
         for address in expected.into_iter().filter(|address| !view.companions.contains_key(address)).collect::<Vec<_>>()
         {
-            let seen = self.companions.entry(address.clone()).or_insert(Seen { last: GpuState::Unknown, misses: 0 });
-            let gone = miss(seen);
+            let seen = self.companions.entry(address.clone()).or_insert(Seen::now(GpuState::Unknown));
+            let gone = seen.absence.miss(now, self.moves.patience(&address));
             view.companions.insert(address.clone(), absent(view.vms.values(), &address, gone));
         }
         // A function that firmware took off a card which is measured without it is none of the card's any more.
@@ -197,15 +223,16 @@ impl Tracker {
     fn track_vms<'a>(&mut self, view: &mut HostView, wanted: impl Iterator<Item = &'a VmId>) {
         for (id, vm) in &view.vms {
             self.unseen_vms.remove(id);
-            self.vms.insert(id.clone(), Seen { last: vm.clone(), misses: 0 });
+            self.vms.insert(id.clone(), (vm.clone(), 0));
         }
         let shown: BTreeSet<_> = view.vms.keys().cloned().collect();
         let mut gone = Vec::new();
-        for (id, seen) in self.vms.iter_mut().filter(|(id, _)| !shown.contains(*id)) {
-            if miss(seen) {
+        for (id, (last, misses)) in self.vms.iter_mut().filter(|(id, _)| !shown.contains(*id)) {
+            *misses = misses.saturating_add(1);
+            if *misses >= MISSES_UNTIL_GONE {
                 gone.push(id.clone());
             } else {
-                let mut vm = seen.last.clone();
+                let mut vm = last.clone();
                 vm.vm.state = VmState::Unknown;
                 vm.guest = None;
                 view.vms.insert(id.clone(), vm);
@@ -233,6 +260,7 @@ impl Tracker {
     /// Forgets which cards are known, so that those now in their slots are taken for right: the node is admitted anew.
     pub fn readmit(&mut self, memory: &mut Memory) {
         memory.known.clear();
+        memory.left.clear();
         self.gpus.clear();
     }
 }

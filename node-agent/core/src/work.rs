@@ -253,8 +253,11 @@ impl Work {
     pub fn looked(&mut self, look: Result<HostView, String>, now: Timestamp) {
         self.looks.under_way = false;
         self.looks.due = Some(now.after(self.pace.idle));
+        for address in self.jobs.values().filter_map(Job::acting_on) {
+            self.tracker.moving(address, now);
+        }
         let wanted = self.jobs.values().map(|job| &job.desired);
-        match look.and_then(|view| self.tracker.look(view, wanted, &mut self.memory)) {
+        match look.and_then(|view| self.tracker.look(view, wanted, &mut self.memory, now)) {
             Ok(view) => {
                 self.reporter.complete(&view);
                 self.view = Some((self.looks.begun, view));
@@ -335,6 +338,9 @@ impl Work {
                 Verdict::Act { step, attempt, said } => {
                     self.progress.extend(job.standing(&uid, self.generation).filter(|_| said));
                     room -= 1;
+                    if let Some(address) = step.device() {
+                        self.tracker.moving(address, now);
+                    }
                     if let (true, Step::Dismount { address }) = (self.forcing, &step) {
                         let forced = Forced { step: step.kind(), device: address.clone() };
                         self.memory.forced.entry(uid.clone()).or_default().insert(forced);

@@ -25,6 +25,8 @@ struct LedgerRecord {
     known: Vec<CardRecord>,
     #[prost(message, repeated, tag = "5")]
     forced: Vec<ForcedRecord>,
+    #[prost(string, repeated, tag = "6")]
+    left: Vec<String>,
 }
 
 /// What was done by force for one placement.
@@ -92,7 +94,7 @@ enum CheckpointRecord {
 
 /// The bytes of a state.
 pub(super) fn write(state: &State) -> Vec<u8> {
-    let State { ledger: Ledger { term, desired }, memory: Memory { original, known, forced } } = state;
+    let State { ledger: Ledger { term, desired }, memory: Memory { original, known, forced, left } } = state;
     let record = LedgerRecord {
         term: *term,
         desired: desired.as_ref().map(Into::into),
@@ -105,6 +107,7 @@ pub(super) fn write(state: &State) -> Vec<u8> {
             .iter()
             .map(|(uid, forced)| ForcedRecord { uid: uid.to_string(), forced: forced.iter().map(Into::into).collect() })
             .collect(),
+        left: left.iter().map(ToString::to_string).collect(),
     };
     record.encode_to_vec()
 }
@@ -143,7 +146,7 @@ fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
 
 /// The state of some bytes, or what is wrong with them.
 pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
-    let LedgerRecord { term, desired, original, known, forced } =
+    let LedgerRecord { term, desired, original, known, forced, left } =
         LedgerRecord::decode(bytes).map_err(|error| error.to_string())?;
     let desired = desired.map(TryInto::try_into).transpose().map_err(|error| format!("desired state: {error}"))?;
     let mut memory = Memory::default();
@@ -163,6 +166,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
             let read: Forced = use_of_force.try_into().map_err(|error| format!("forced for {uid}: {error}"))?;
             memory.forced.entry(of.clone()).or_default().insert(read);
         }
+    }
+    for address in left {
+        memory.left.insert(address.parse().map_err(|error| format!("left: {error}"))?);
     }
     Ok(State { ledger: Ledger { term, desired }, memory })
 }
@@ -277,6 +283,7 @@ pub(super) mod tests {
             verdict: Verdict::Assignable,
         };
         memory.known.insert(ADDRESS.parse().unwrap(), survey);
+        memory.left.insert(ADDRESS.parse().unwrap());
         let forced = Forced { step: StepKind::Dismount, device: ADDRESS.parse().unwrap() };
         let uid = PlacementUid::new("00000000-0000-0000-0000-000000000001").unwrap();
         memory.forced.entry(uid).or_default().insert(forced);

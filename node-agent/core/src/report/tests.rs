@@ -3,15 +3,27 @@
 use super::*;
 use crate::plan::tests::{AUDIO, GPU, OTHER_VM, VM, at, attach, desired, id, set_state, view};
 use berth_model::desired::Intent;
-use berth_model::gpu::Fingerprint;
+use berth_model::gpu::{Fingerprint, HostDriver};
+use std::time::Duration;
 
+std::thread_local! {
+    static NOW: std::cell::Cell<Timestamp> = const { std::cell::Cell::new(Timestamp::from_millis(1)) };
+}
+
+fn look_after(pause: Duration, tracker: &mut Tracker, memory: &mut Memory, view: HostView) -> HostView {
+    NOW.set(NOW.get().after(pause));
+    tracker.look(view, [desired(Intent::Detached)].iter(), memory, NOW.get()).unwrap()
+}
+
+/// Each look is long after the one before, so that their number alone decides.
 fn look(tracker: &mut Tracker, memory: &mut Memory, view: HostView) -> Result<HostView, String> {
-    tracker.look(view, [desired(Intent::Detached)].iter(), memory)
+    NOW.set(NOW.get().after(WHILE_MOVING));
+    tracker.look(view, [desired(Intent::Detached)].iter(), memory, NOW.get())
 }
 
 fn without_gpu() -> HostView {
     let mut view = view();
-    let other = GpuState::Host { driver: berth_model::gpu::HostDriver::None };
+    let other = GpuState::Host { driver: HostDriver::None };
     let mut gpu = view.gpus.remove(&at(GPU)).unwrap();
     view.companions.clear();
     // Another GPU still shows, so that the listing is not empty.
@@ -86,7 +98,7 @@ fn a_host_that_never_had_a_gpu_is_seen_completely() {
     let mut view = view();
     view.gpus.clear();
     view.companions.clear();
-    let seen = Tracker::default().look(view, [].iter(), &mut Memory::default());
+    let seen = Tracker::default().look(view, [].iter(), &mut Memory::default(), Timestamp::default());
     assert!(seen.is_ok_and(|seen| seen.gpus.is_empty()));
 }
 
@@ -98,7 +110,7 @@ fn more_than_can_be_kept_is_a_failed_look() {
         let address = at(&format!("PCIROOT(30)#PCI({slot:02X}00)"));
         view.gpus.insert(address.clone(), ObservedGpu { address, ..gpu.clone() });
     }
-    let why = Tracker::default().look(view, [].iter(), &mut Memory::default()).unwrap_err();
+    let why = Tracker::default().look(view, [].iter(), &mut Memory::default(), Timestamp::default()).unwrap_err();
     assert_eq!(why, "the host lists 66 GPUs, at most 64 can be kept");
 }
 
@@ -266,4 +278,107 @@ fn a_function_on_its_way_is_not_forgotten_by_an_agent_that_starts_just_then() {
     // It comes back like any other.
     let seen = look(&mut Tracker::default(), &mut memory, view()).unwrap();
     assert_eq!(seen.gpus[&at(GPU)].survey.companions, [at(AUDIO)]);
+}
+
+const SECONDS: Duration = Duration::from_secs(2);
+
+/// Looks every two seconds until the GPU is not unknown any more; gives how long that took.
+fn until_gone(tracker: &mut Tracker, memory: &mut Memory) -> Duration {
+    let begun = NOW.get();
+    loop {
+        let seen = look_after(SECONDS, tracker, memory, without_gpu());
+        if seen.state(&at(GPU)) == GpuState::Missing {
+            return NOW.get().since(begun);
+        }
+        assert_eq!(seen.state(&at(GPU)), GpuState::Unknown);
+        assert!(NOW.get().since(begun) < 2 * WHILE_MOVING, "never gone");
+    }
+}
+
+#[test]
+fn a_card_that_may_be_on_its_way_is_not_gone_for_minutes_however_often_one_looks() {
+    let pooled = || {
+        let mut view = view();
+        set_state(&mut view, GPU, GpuState::Pooled);
+        view
+    };
+    // A placement names it; it was in the pool; nothing was seen of it since the agent started.
+    for seen in [Some(view()), Some(pooled()), None] {
+        let (mut tracker, mut memory) = (Tracker::default(), Memory::default());
+        look(&mut Tracker::default(), &mut memory, view()).unwrap();
+        if let Some(view) = seen {
+            look(&mut tracker, &mut memory, view).unwrap();
+        }
+        let took = until_gone(&mut tracker, &mut memory);
+        assert!((WHILE_MOVING..=WHILE_MOVING + 2 * SECONDS).contains(&took), "{took:?}");
+    }
+}
+
+#[test]
+fn time_counts_from_the_last_step_on_any_function_of_the_card() {
+    let (mut tracker, mut memory) = (Tracker::default(), Memory::default());
+    look(&mut tracker, &mut memory, view()).unwrap();
+    for _ in 0..100 {
+        look_after(SECONDS, &mut tracker, &mut memory, without_gpu());
+    }
+    tracker.moving(&at(AUDIO), NOW.get());
+    assert!(until_gone(&mut tracker, &mut memory) >= WHILE_MOVING);
+}
+
+#[test]
+fn a_card_that_stayed_with_the_host_and_that_nobody_wants_is_gone_after_three_looks() {
+    let mut memory = Memory::default();
+    let mut tracker = Tracker::default();
+    let mut free = |view| {
+        NOW.set(NOW.get().after(SECONDS));
+        tracker.look(view, [].iter(), &mut memory, NOW.get()).unwrap().state(&at(GPU))
+    };
+    free(view());
+    assert_eq!([(); 3].map(|()| free(without_gpu())), [GpuState::Unknown, GpuState::Unknown, GpuState::Missing]);
+    // The host is restarted: it may yet show.
+    let mut restarted = without_gpu();
+    restarted.boot = berth_model::node::BootId::new("boot-2").unwrap();
+    assert_eq!([(); 5].map(|()| free(restarted.clone())), [const { GpuState::Unknown }; 5]);
+}
+
+#[test]
+fn what_a_release_had_to_leave_is_quarantined_when_it_turns_up_in_the_pool_until_the_host_has_it() {
+    let disabled = GpuState::Host { driver: HostDriver::Disabled };
+    for (function, state) in [(GPU, GpuState::Pooled), (AUDIO, GpuState::Pooled), (GPU, disabled)] {
+        let (mut tracker, mut memory) = (Tracker::default(), Memory::default());
+        look(&mut tracker, &mut memory, view()).unwrap();
+        memory.left.insert(at(function));
+        look(&mut tracker, &mut memory, without_gpu()).unwrap();
+        let mut back = view();
+        set_state(&mut back, function, state);
+        // Another life of the agent knows it, too.
+        for tracker in [&mut tracker, &mut Tracker::default()] {
+            let seen = look(tracker, &mut memory, back.clone()).unwrap();
+            let health = &seen.gpus[&at(GPU)].health;
+            assert!(
+                matches!(health, GpuHealth::Quarantined(QuarantineReason::NotCleanAfterRelease { seen }) if seen.starts_with(function)),
+                "{health:?}"
+            );
+        }
+        let seen = look(&mut tracker, &mut memory, view()).unwrap();
+        assert_eq!((&seen.gpus[&at(GPU)].health, &memory.left), (&GpuHealth::Ok, &BTreeSet::new()));
+        // From now on it is in the pool because somebody wants it there.
+        assert_eq!(look(&mut tracker, &mut memory, back).unwrap().gpus[&at(GPU)].health, GpuHealth::Ok);
+    }
+}
+
+#[test]
+fn what_a_vm_got_meanwhile_is_its_own_and_another_card_in_the_slot_says_nothing() {
+    let (mut tracker, mut memory) = (Tracker::default(), Memory::default());
+    look(&mut tracker, &mut memory, view()).unwrap();
+    memory.left.insert(at(GPU));
+    look(&mut tracker, &mut memory, stranger()).unwrap();
+    assert_eq!(memory.left, BTreeSet::from([at(GPU)]));
+    let mut given = view();
+    attach(&mut given, OTHER_VM, GPU);
+    look(&mut tracker, &mut memory, given).unwrap();
+    assert_eq!(memory.left, BTreeSet::new());
+    memory.left.insert(at(GPU));
+    tracker.readmit(&mut memory);
+    assert_eq!(memory.left, BTreeSet::new());
 }

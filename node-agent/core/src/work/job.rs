@@ -5,11 +5,13 @@ use crate::guest;
 use crate::memory::Memory;
 use crate::observed::HostView;
 use crate::plan::{Next, plan};
-use crate::safety;
+use crate::safety::{self, Slot};
 use crate::step::Step;
 use berth_model::desired::{DesiredPlacement, Intent};
+use berth_model::gpu::GpuState;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{Progress, StepError, StepErrorClass, StepKind, StepReport};
+use berth_model::request::ReturnTo;
 use berth_model::{PlacementUid, Timestamp};
 use std::collections::BTreeMap;
 
@@ -135,6 +137,14 @@ impl Job {
         self.begin(look);
     }
 
+    /// The device that a step under way is about.
+    pub(super) fn acting_on(&self) -> Option<&DeviceAddress> {
+        match &self.stage {
+            Stage::Acting { key: (_, device), .. } => device.as_ref(),
+            Stage::Due { .. } | Stage::Paused { .. } | Stage::Settled => None,
+        }
+    }
+
     pub(super) fn wake(&mut self, now: Timestamp, look: u64) {
         if matches!(self.stage, Stage::Paused { until } if until <= now) {
             self.stage = Stage::Due { look };
@@ -166,6 +176,8 @@ impl Job {
             Next::Done => {
                 if self.desired.intent == Intent::Detached {
                     forget_settings(&self.desired, view, memory);
+                    let left = left_behind(&self.desired, view, memory);
+                    memory.left.extend(left);
                 }
                 self.stage = Stage::Settled;
                 self.say(StepReport::Satisfied)
@@ -267,4 +279,26 @@ fn forget_settings(desired: &DesiredPlacement, view: &HostView, memory: &mut Mem
     if restored {
         memory.original.remove(&desired.vm);
     }
+}
+
+/// Functions that were to go back to the host and could not: they are gone, or another card is in their slot.
+fn left_behind(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Vec<DeviceAddress> {
+    if desired.return_to != ReturnTo::Host {
+        return Vec::new();
+    }
+    let mut left = Vec::new();
+    for gpu in &desired.gpus {
+        match safety::slot(gpu, view) {
+            Slot::Here(functions) => {
+                left.extend(functions.into_iter().filter(|function| view.state(function) == GpuState::Missing));
+            }
+            Slot::Empty | Slot::Other(_) => {
+                left.push(gpu.address.clone());
+                let known = memory.known.get(&gpu.address).filter(|known| known.fingerprint.matches(&gpu.fingerprint));
+                left.extend(known.into_iter().flat_map(|known| &known.companions).cloned());
+            }
+            Slot::Unknown => {}
+        }
+    }
+    left
 }

@@ -6,6 +6,7 @@ use crate::observed::StopAction;
 use crate::plan::tests::{AUDIO, GPU, OTHER_VM, VM, at, attach, desired, fresh_settings, id, set_state, view, vm_of};
 use berth_model::gpu::{GpuState, HostDriver};
 use berth_model::placement::{StepErrorClass, StepReport};
+use berth_model::request::ReturnTo;
 use berth_model::vm::VmState;
 
 struct Bench {
@@ -374,4 +375,57 @@ fn without_the_policy_nothing_counts_as_forced() {
     }
     assert_eq!(bench.step().step.kind(), StepKind::Dismount);
     assert!(bench.work.memory().forced.is_empty());
+}
+
+/// A dismount is killed; the host goes on with it for minutes, and neither host nor pool shows the card.
+#[test]
+fn a_card_that_vanishes_in_a_dismount_is_waited_for_and_then_given_back() {
+    let mut bench = Bench::new(Intent::Attached);
+    let mut start = bench.step();
+    while start.step.kind() != StepKind::Dismount {
+        match &start.step {
+            Step::ConfigureVm { settings, .. } => vm_of(&mut bench.view).settings = settings.clone(),
+            Step::Disable { address } => {
+                set_state(&mut bench.view, &address.to_string(), GpuState::Host { driver: HostDriver::Disabled });
+            }
+            other => panic!("{other}"),
+        }
+        bench.ended(&start, Ok(()));
+        start = bench.step();
+    }
+    let whole = bench.view.clone();
+    let mut other = bench.view.gpus.remove(&at(GPU)).unwrap();
+    other.address = at("PCIROOT(20)#PCI(0400)#PCI(0000)");
+    other.survey.companions.clear();
+    bench.view.gpus.insert(other.address.clone(), other);
+    bench.view.companions.clear();
+    bench.ended(&start, Err(failed("killed")));
+    assert_eq!(bench.until_step(Duration::from_secs(300)), None);
+    assert!(!matches!(bench.last_said(), StepReport::Failed { .. }), "{:?}", bench.said);
+    // Its placement is undone meanwhile: that waits as well.
+    bench.work.desire(node(2, vec![desired(Intent::Detached)]));
+    assert_eq!(bench.until_step(Duration::from_secs(250)), None);
+    assert!(!matches!(bench.last_said(), StepReport::Satisfied), "{:?}", bench.said);
+    bench.view = whole;
+    set_state(&mut bench.view, GPU, GpuState::Pooled);
+    assert_eq!(bench.step().step, Step::Mount { address: at(GPU) });
+}
+
+#[test]
+fn a_release_that_must_leave_a_card_remembers_it_durably_before_it_says_that_it_is_done() {
+    for (return_to, remembered) in [(ReturnTo::Host, vec![at(GPU), at(AUDIO)]), (ReturnTo::Pool, Vec::new())] {
+        let mut bench = Bench::new(Intent::Attached);
+        bench.step();
+        bench.view.gpus.get_mut(&at(GPU)).unwrap().state = GpuState::Missing;
+        let mut wish = desired(Intent::Detached);
+        wish.return_to = return_to;
+        bench.work.desire(node(2, vec![wish]));
+        bench.work.stepped(&desired(Intent::Detached).uid, Err(failed("gone")));
+        bench.work.next(bench.now);
+        bench.work.looked(Ok(bench.view.clone()), bench.now);
+        let todo = bench.work.next(bench.now);
+        assert_eq!(todo.progress.iter().map(|p| &p.report).collect::<Vec<_>>(), [&StepReport::Satisfied]);
+        let kept = todo.remember.map(|memory| memory.left).unwrap_or_default();
+        assert_eq!(kept, remembered.into_iter().collect());
+    }
 }
