@@ -3,7 +3,9 @@
 //! Owns who is to blame: a device in two VMs, a step on the wrong card are Berth's fault only if nobody else did it.
 
 use crate::scene;
+use berth_agent_core::observed::HostView;
 use berth_agent_core::step::Step;
+use berth_model::gpu::{GpuState, HostDriver};
 use berth_model::pci::DeviceAddress;
 use berth_model::{Timestamp, VmId};
 use berth_node_agent::driver::sim::{Card, Host};
@@ -146,4 +148,19 @@ impl Behind {
         }
         Ok(())
     }
+}
+
+/// Whether a function of a GPU's card is where no release to the host leaves it: in the pool, or disabled.
+pub(crate) fn is_unclean(host: &Host, gpu: &DeviceAddress) -> bool {
+    let view = host.look();
+    let states = view.gpus.iter().map(|(at, gpu)| (at, &gpu.state)).chain(&view.companions);
+    let unclean =
+        |state: &GpuState| matches!(state, GpuState::Pooled | GpuState::Host { driver: HostDriver::Disabled });
+    states.into_iter().any(|(at, state)| at.card() == gpu.card() && unclean(state))
+}
+
+/// What is on its way between host and pool must not be taken for gone, however long the host needs.
+pub(crate) fn check_look(host: &Host, seen: &HostView) -> Result<(), String> {
+    let mut gone = host.lingering().filter(|address| seen.state(address) == GpuState::Missing);
+    gone.next().map_or(Ok(()), |address| Err(format!("device {address} is on its way, and the agent says it is gone")))
 }

@@ -326,6 +326,7 @@ impl Run {
                 if let Some(work) = &mut self.work {
                     work.looked(look.map(|view| *view), now);
                 }
+                self.check_look()?;
                 self.pump()
             }
             Event::StepActs { life, begun } if life == self.life => self.act(*begun),

@@ -216,6 +216,7 @@ pub fn fault(state: &mut Value, on: &str, fault: &StepFault, skip: u64) {
         StepFault::Hangs { effect } => ("Hangs", *effect, None),
         StepFault::NoEffect => ("NoEffect", false, None),
         StepFault::HalfDone => ("HalfDone", true, None),
+        StepFault::Lingers { .. } => unreachable!("the fake Hyper-V counts no looks"),
     };
     if let Some(faults) = state["faults"].as_array_mut() {
         faults.push(json!({ "on": on, "kind": kind, "effect": effect, "text": text, "skip": skip }));

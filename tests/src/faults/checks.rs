@@ -1,9 +1,10 @@
 //! What must be true at every moment, and what at the end.
 
 use super::{Begun, Broken, Run};
-use berth_agent_core::work::Start;
+use crate::behind;
+use berth_agent_core::work::{Start, Work};
 use berth_core::invariants;
-use berth_model::gpu::{GpuState, HostDriver};
+use berth_model::gpu::{GpuState, HostDriver, QuarantineReason};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::Phase;
 use berth_model::reason::Unavailable;
@@ -66,8 +67,17 @@ impl Run {
         self.behind.check_act(&self.host, &begun.start.step, begun.pictured).map_err(Broken)
     }
 
+    /// After every look: what is on its way was not concluded to be gone.
+    pub(super) fn check_look(&self) -> Result<(), Broken> {
+        let view = self.work.as_ref().and_then(Work::view);
+        view.map_or(Ok(()), |view| behind::check_look(&self.host, view).map_err(Broken))
+    }
+
     /// What has not come to an end yet.
     pub(super) fn unfinished(&self) -> Option<String> {
+        if let Some(address) = self.host.lingering().next() {
+            return Some(format!("device {address} is on its way"));
+        }
         self.brain.world().placements().find_map(|p| match &p.phase {
             Phase::Active | Phase::Released | Phase::Failed { undone: true, .. } => None,
             phase @ (Phase::Requested
@@ -91,6 +101,9 @@ impl Run {
         node.gpus.iter().find_map(|(address, gpu)| {
             let reasons = node.unavailable(gpu);
             let stated = |reason: &Unavailable| match reason {
+                Unavailable::Quarantined(QuarantineReason::NotCleanAfterRelease { .. }) => {
+                    behind::is_unclean(&self.host, address)
+                }
                 Unavailable::Missing | Unavailable::Quarantined(_) => self.is_absent(address),
                 Unavailable::NotAssignable(_)
                 | Unavailable::NotMeasured

@@ -4,7 +4,7 @@ use super::link::ToController;
 use super::shown::Shown;
 use super::trouble::Kind;
 use super::{Broken, Event, Sim, scene, skewed};
-use crate::behind::Behind;
+use crate::behind::{self, Behind};
 use berth_agent_core::ledger::{Accepted, Ledger, Refused};
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::HostView;
@@ -247,6 +247,9 @@ impl Sim {
         let why = look.as_ref().err().cloned();
         if let Some(work) = &mut agent.work {
             work.looked(look.map(|view| *view), skewed(now, skew));
+            if let Some(view) = work.view() {
+                behind::check_look(&agent.host, view).map_err(Broken)?;
+            }
         }
         if let Some(why) = why {
             self.say(&name, || format!("look failed: {why}"));
@@ -291,6 +294,7 @@ impl Sim {
         let Some(agent) = self.agents.get_mut(node) else { return Ok(Outcome::Hangs) };
         agent.unchecked = true;
         let outcome = agent.host.act(&begun.start.step);
+        let lingers = begun.start.step.device().is_some_and(|address| agent.host.is_lingering(address));
         let name = agent.name.clone();
         let shown = match &outcome {
             Outcome::Ended(Ok(())) => {
@@ -303,6 +307,9 @@ impl Sim {
             }
             Outcome::Hangs => {
                 self.counts.add("host: step hangs");
+                if lingers {
+                    self.counts.add("host: device on its way for long");
+                }
                 "no answer".to_owned()
             }
         };

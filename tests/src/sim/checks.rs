@@ -2,11 +2,12 @@
 
 use super::agent::Begun;
 use super::{Broken, Sim};
+use crate::behind;
 use berth_agent_core::work::Start;
 use berth_core::invariants;
 use berth_core::world::{Link, Node, View, World};
 use berth_model::desired::{DesiredPlacement, Intent};
-use berth_model::gpu::{GpuHealth, GpuState, HostDriver, Verdict};
+use berth_model::gpu::{GpuHealth, GpuState, HostDriver, QuarantineReason, Verdict};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::{Phase, Placement};
 use berth_model::reason::Unavailable;
@@ -118,6 +119,9 @@ impl Sim {
         if agent.ledger.generation() != generation {
             return Some(format!("{name} holds generation {} of {generation}", agent.ledger.generation()));
         }
+        if let Some(address) = agent.host.lingering().next() {
+            return Some(format!("device {address} of {name} is on its way"));
+        }
         let view = agent.host.look();
         view.gpus.iter().find_map(|(address, gpu)| {
             let known = seen.gpus.get(address).map(|gpu| &gpu.observed.state);
@@ -141,6 +145,9 @@ impl Sim {
         node.gpus.iter().find_map(|(address, gpu)| {
             let absent = agent.behind.is_absent(address);
             let stated = |reason: &Unavailable| match reason {
+                Unavailable::Quarantined(QuarantineReason::NotCleanAfterRelease { .. }) => {
+                    behind::is_unclean(&agent.host, address)
+                }
                 Unavailable::Missing | Unavailable::Quarantined(_) => absent,
                 // People gave it away by hand before anybody could measure it, and took it back into the pool.
                 Unavailable::NotMeasured => gpu.observed.state == GpuState::Pooled,

@@ -75,6 +75,7 @@ pub const TROUBLES: &[&str] = &[
     "host: card put back",
     "host: card swapped",
     "host: device given to a VM by hand",
+    "host: device on its way for long",
     "host: look fails",
     "host: look hangs",
     "host: reboot",

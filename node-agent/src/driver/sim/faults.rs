@@ -19,6 +19,12 @@ pub enum StepFault {
     NoEffect,
     /// It fails in the middle: settings half set, or the effect there and an error all the same.
     HalfDone,
+    /// It never answers, and the host goes on with it for this many looks. A device that it dismounts or mounts shows
+    /// neither in the host nor in the pool meanwhile; any other step is done at once.
+    Lingers {
+        /// How many.
+        looks: u32,
+    },
 }
 
 /// What goes wrong with a look.
@@ -91,11 +97,12 @@ impl Faults {
         if !rng.random_ratio(rates.step.min(1000), 1000) {
             return None;
         }
-        Some(match rng.random_range(0..5) {
+        Some(match rng.random_range(0..6) {
             0 => StepFault::Fails(format!("{step}: the operation failed (simulated)")),
             1 => StepFault::Hangs { effect: true },
             2 => StepFault::Hangs { effect: false },
             3 => StepFault::NoEffect,
+            4 => StepFault::Lingers { looks: rng.random_range(1..=30) },
             _ => StepFault::HalfDone,
         })
     }

@@ -5,6 +5,7 @@
 //! keeps a record without an address, and a card that is disabled or dismounted cannot be measured.
 
 mod by_hand;
+mod lingering;
 mod saved;
 mod steps;
 
@@ -34,6 +35,9 @@ pub struct Host {
     /// Slots by the address of their GPU.
     slots: BTreeMap<DeviceAddress, Option<Card>>,
     vms: BTreeMap<VmId, Vm>,
+    /// Functions on their way between host and pool.
+    /// The looks until they arrive.
+    lingering: BTreeMap<DeviceAddress, u32>,
     faults: Faults,
 }
 
@@ -121,6 +125,7 @@ impl Host {
             boots: 1,
             slots,
             vms: BTreeMap::new(),
+            lingering: BTreeMap::new(),
             faults: Faults::default(),
         };
         for vm in spec.vms {
@@ -209,6 +214,7 @@ impl Host {
     pub fn observe(&mut self) -> Outcome<HostView> {
         let fault = self.faults.next_look();
         let mut view = self.look();
+        self.linger();
         match fault {
             None => {}
             Some(LookFault::Fails(why)) => return Outcome::Ended(Err(DriverError::Failed(why))),
@@ -245,7 +251,11 @@ impl Host {
             unseen: BTreeSet::new(),
         };
         for (address, card) in self.slots.iter().filter_map(|(address, card)| Some((address, card.as_ref()?))) {
-            for (function, is) in &card.functions {
+            // A card is told by its GPU.
+            if self.is_lingering(address) {
+                continue;
+            }
+            for (function, is) in card.functions.iter().filter(|(function, _)| !self.is_lingering(function)) {
                 let state = self.state(card, function, *is);
                 if function == address {
                     view.gpus.insert(address.clone(), self.gpu(card, state));

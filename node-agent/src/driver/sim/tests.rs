@@ -292,3 +292,33 @@ async fn what_hangs_ends_by_the_deadline_and_delays_are_kept() {
     assert!(start.elapsed() >= ms(35));
     assert_eq!(state(&host.lock().unwrap()), GpuState::Host { driver: HostDriver::Disabled });
 }
+
+#[test]
+fn a_device_on_its_way_shows_nowhere_and_arrives_after_some_looks_or_with_a_reboot() {
+    for reboot in [false, true] {
+        let mut host = Host::new(spec());
+        does(&mut host, &Step::Disable { address: at(GPU) });
+        host.faults().script(StepKind::Dismount, StepFault::Lingers { looks: 2 });
+        let dismount = Step::Dismount { address: at(GPU) };
+        assert_eq!(host.act(&dismount), Outcome::Hangs);
+        assert!(host.look().gpus.is_empty() && host.look().companions.is_empty());
+        assert!(matches!(host.act(&dismount), Outcome::Ended(Err(DriverError::NotThere(_)))));
+        if reboot {
+            host.reboot();
+        } else {
+            for _ in 0..2 {
+                host.observe();
+            }
+        }
+        assert_eq!(host.look().state(&at(GPU)), GpuState::Pooled);
+    }
+}
+
+#[test]
+fn a_saved_vm_is_not_turned_off_by_a_step() {
+    let mut spec = spec();
+    spec.vms[0].state = VmState::Saved;
+    let mut host = Host::new(spec);
+    fails(&mut host, &Step::StopVm { vm: vm(1) }, "saved state, which would be lost");
+    assert_eq!(host.vm(&vm(1)).unwrap().state, VmState::Saved);
+}

@@ -60,6 +60,7 @@ impl Host {
     /// Restarts the host. VMs stop; those that are to start with it do, if they can. Devices stay dismounted.
     pub fn reboot(&mut self) {
         self.boots += 1;
+        self.arrive_all();
         for vm in self.vms.values_mut().filter(|vm| vm.state != VmState::Saved) {
             vm.turn_off();
         }
@@ -72,6 +73,7 @@ impl Host {
 
     /// Takes the card out of a GPU's slot. VMs that run with it crash and keep a record without an address.
     pub fn pull_card(&mut self, gpu: &DeviceAddress) -> Option<Card> {
+        self.arrive_all();
         let card = self.slots.get_mut(gpu)?.take()?;
         for vm in self.vms.values_mut() {
             if vm.state != VmState::Saved
@@ -114,6 +116,9 @@ impl Host {
         let off = self.vms.get(id).is_some_and(|vm| vm.state == VmState::Off);
         if !off {
             return Err(not_done(format!("VM {id} is not there, or not off")));
+        }
+        if self.is_lingering(address) {
+            return Err(not_done(format!("device {address} shows neither in the host nor in the pool")));
         }
         let card = self.card_mut(address).ok_or_else(|| not_done(format!("no device at {address}")))?;
         if let Some(function) = card.functions.get_mut(address) {

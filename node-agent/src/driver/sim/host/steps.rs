@@ -25,6 +25,10 @@ impl Host {
                 }
                 return Outcome::Hangs;
             }
+            Some(StepFault::Lingers { looks }) => {
+                self.carry_out_late(step, looks);
+                return Outcome::Hangs;
+            }
             Some(StepFault::NoEffect) => Ok(()),
             Some(StepFault::HalfDone) => self
                 .carry_out(&half(step, self.settings_of(step)))
@@ -36,14 +40,25 @@ impl Host {
         step.vm().and_then(|vm| self.vms.get(vm)).map(|vm| &vm.settings)
     }
 
-    fn carry_out(&mut self, step: &Step) -> Result<(), DriverError> {
+    pub(super) fn carry_out(&mut self, step: &Step) -> Result<(), DriverError> {
+        if let Some(address) = step.device().filter(|address| self.is_lingering(address)) {
+            // Neither cmdlet finds it. What matches nothing succeeds silently.
+            let silent = matches!(step, Step::Mount { .. } | Step::Detach { .. });
+            let missing = || DriverError::NotThere(format!("No matching device found at {address}"));
+            return if silent { Ok(()) } else { Err(missing()) };
+        }
         match step {
             Step::MakeStandalone { vm } => {
                 self.find(vm)?.clustered = false;
                 Ok(())
             }
             Step::StopVm { vm } => {
-                self.find(vm)?.turn_off();
+                let vm = self.find(vm)?;
+                if vm.state == VmState::Saved {
+                    // As the script of the Hyper-V driver has it.
+                    return Err(DriverError::Forbidden("the VM has a saved state, which would be lost".to_owned()));
+                }
+                vm.turn_off();
                 Ok(())
             }
             Step::ConfigureVm { vm, settings } | Step::RestoreVm { vm, settings } => {
