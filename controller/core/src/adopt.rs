@@ -142,9 +142,12 @@ fn judge(world: &World, node: &Node, vm: &ObservedVm) -> Result<(), Skip> {
                 return Err(Skip::Unhealthy { device: device(), why: "its host must be restarted first".to_owned() });
             }
         }
-        let lists = |other: &&ObservedVm| other.devices.iter().any(|d| d.address() == Some(&gpu.observed.address));
-        if let Some(other) = node.vms.values().filter(|other| other.id != vm.id).find(lists) {
-            return Err(Skip::InOtherVm { device: device(), vm: other.id.clone() });
+        // The whole card: its other functions go back to the host with it.
+        for function in std::iter::once(&gpu.observed.address).chain(&gpu.observed.survey.companions) {
+            let lists = |other: &&ObservedVm| other.devices.iter().any(|d| d.address() == Some(function));
+            if let Some(other) = node.vms.values().filter(|other| other.id != vm.id).find(lists) {
+                return Err(Skip::InOtherVm { device: function.clone(), vm: other.id.clone() });
+            }
         }
         match &gpu.observed.state {
             GpuState::Attached { vm: seen } if *seen == vm.id => {}

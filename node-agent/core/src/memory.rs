@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Memory {
     /// Settings of VMs as they were before Berth first changed them.
     pub original: BTreeMap<VmId, VmSettings>,
+    /// For which placement the VM of each of these was last prepared. A placement that Berth only took over afterwards has
+    /// nothing to restore. Absent in what older agents kept.
+    pub prepared_for: BTreeMap<VmId, PlacementUid>,
     /// The card that is known to sit at an address, as surveyed while the host still ran it: a disabled or dismounted
     /// device cannot be measured, and another card at a known address is an alarm, restart or not.
     pub known: BTreeMap<DeviceAddress, Survey>,
@@ -24,4 +27,12 @@ pub struct Memory {
     /// Functions that a release was to give back to the host and had to leave, because they were gone. One that turns up
     /// in the pool is not there on purpose. Forgotten when the host or a VM has it.
     pub left: BTreeSet<DeviceAddress>,
+}
+
+impl Memory {
+    /// Forgets what a VM's settings were.
+    pub fn forget_settings(&mut self, vm: &VmId) {
+        self.original.remove(vm);
+        self.prepared_for.remove(vm);
+    }
 }

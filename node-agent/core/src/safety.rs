@@ -430,8 +430,9 @@ impl<'a> Rules<'a> {
         self.no_foreign(vm)?;
         let id = || vm.vm.id.clone();
         match self.desired.intent {
-            // A VM that has the device cannot resume anyway, but one that gets it could have.
-            Intent::Attached if vm.vm.state == VmState::Saved => Err(Violation::Saved(id())),
+            // To turn it off would throw its memory away, and no look tells whether it was saved before it had the device.
+            // A person decides.
+            Intent::Attached | Intent::Detached if vm.vm.state == VmState::Saved => Err(Violation::Saved(id())),
             Intent::Detached if listed(vm, self.desired, self.view).is_empty() && stale(vm) == 0 => {
                 Err(Violation::NothingInVm(id()))
             }
@@ -487,11 +488,11 @@ pub(crate) fn fit(address: &DeviceAddress, desired: &DesiredPlacement, view: &Ho
             GpuHealth::NeedsHostReboot => return unfit("its host must be restarted first".to_owned()),
         }
         match &seen.survey.verdict {
-            // Policy may override some findings; the controller has decided that already.
+            // Findings that the node's policy accepts are none any more: the driver takes them out. The gravest first.
             Verdict::Blocked(findings) => {
-                if let Some(hard) = findings.iter().find(|finding| !finding.overridable()) {
-                    return unfit(hard.to_string());
-                }
+                let hard = findings.iter().find(|finding| !finding.overridable());
+                let why = hard.or(findings.first()).map(ToString::to_string);
+                return unfit(why.unwrap_or_else(|| "its survey says so".to_owned()));
             }
             Verdict::Assignable | Verdict::NotMeasured => {}
         }

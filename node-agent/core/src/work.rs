@@ -228,6 +228,12 @@ impl Work {
             job.withdrawn = true;
         }
         let look = self.looks.begun + 1;
+        for wish in desired.placements.iter().filter(|wish| wish.intent == Intent::Kept) {
+            // Somebody else set the VM up since; settings from before another placement of it mean nothing any more.
+            if self.memory.prepared_for.get(&wish.vm).is_some_and(|uid| *uid != wish.uid) {
+                self.memory.forget_settings(&wish.vm);
+            }
+        }
         for wish in desired.placements {
             let uid = wish.uid.clone();
             match self.jobs.get_mut(&uid) {
@@ -266,7 +272,7 @@ impl Work {
                 let gone: Vec<_> =
                     self.memory.original.keys().filter(|vm| self.tracker.vm_is_gone(vm)).cloned().collect();
                 for vm in gone {
-                    self.memory.original.remove(&vm);
+                    self.memory.forget_settings(&vm);
                 }
             }
             Err(why) => {

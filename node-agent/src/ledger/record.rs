@@ -63,6 +63,9 @@ struct VmRecord {
     checkpoint_kind: i32,
     #[prost(bool, tag = "11")]
     automatic_checkpoints: bool,
+    /// The placement that the VM was last prepared for.
+    #[prost(string, optional, tag = "12")]
+    prepared_for: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -94,11 +97,18 @@ enum CheckpointRecord {
 
 /// The bytes of a state.
 pub(super) fn write(state: &State) -> Vec<u8> {
-    let State { ledger: Ledger { term, desired }, memory: Memory { original, known, forced, left } } = state;
+    let State { ledger: Ledger { term, desired }, memory: Memory { original, prepared_for, known, forced, left } } =
+        state;
     let record = LedgerRecord {
         term: *term,
         desired: desired.as_ref().map(Into::into),
-        original: original.iter().map(|(vm, settings)| write_settings(vm, settings)).collect(),
+        original: original
+            .iter()
+            .map(|(vm, settings)| VmRecord {
+                prepared_for: prepared_for.get(vm).map(ToString::to_string),
+                ..write_settings(vm, settings)
+            })
+            .collect(),
         known: known
             .iter()
             .map(|(address, survey)| CardRecord { address: address.to_string(), survey: Some(survey.into()) })
@@ -141,6 +151,7 @@ fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
         memory_maximum_bytes: bounds.map(|(_, most)| most),
         checkpoint_kind: checkpoint_kind.into(),
         automatic_checkpoints: checkpoints.automatic,
+        prepared_for: None,
     }
 }
 
@@ -151,7 +162,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
     let desired = desired.map(TryInto::try_into).transpose().map_err(|error| format!("desired state: {error}"))?;
     let mut memory = Memory::default();
     for record in original {
+        let prepared_for = record.prepared_for.clone();
         let (vm, settings) = read_settings(record)?;
+        if let Some(uid) = prepared_for {
+            let uid = uid.parse().map_err(|error| format!("VM {vm}: prepared for: {error}"))?;
+            memory.prepared_for.insert(vm.clone(), uid);
+        }
         memory.original.insert(vm, settings);
     }
     for CardRecord { address, survey } in known {
@@ -199,6 +215,7 @@ fn read_settings(record: VmRecord) -> Result<(VmId, VmSettings), String> {
         memory_maximum_bytes,
         checkpoint_kind: _,
         automatic_checkpoints,
+        prepared_for: _,
     } = record;
     let memory = match (static_memory, memory_minimum_bytes, memory_maximum_bytes) {
         (true, _, _) => VmMemory::Static,
@@ -271,6 +288,10 @@ pub(super) mod tests {
                 },
                 checkpoints: Checkpoints { kind, automatic: at == 2 },
             };
+            if at < 2 {
+                let uid = PlacementUid::new("00000000-0000-0000-0000-000000000001").unwrap();
+                memory.prepared_for.insert(vm.clone(), uid);
+            }
             memory.original.insert(vm, settings);
         }
         let survey = Survey {

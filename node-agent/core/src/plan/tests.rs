@@ -219,6 +219,13 @@ fn before_anything_is_touched_vm_and_card_are_checked() {
             "impossible at Check: device PCIROOT(20)#PCI(0300)#PCI(0000) must not be used: firmware requires the device to keep reserved memory (Forbidden)"
         ],
     );
+    // What a policy accepts does not come here, so this it did not.
+    attached(
+        |v, _| v.gpus.get_mut(&at(GPU)).unwrap().survey.verdict = Verdict::Blocked(vec![Finding::BootDisplay]),
+        expect![
+            "impossible at Check: device PCIROOT(20)#PCI(0300)#PCI(0000) must not be used: the host's boot display is on it (Forbidden)"
+        ],
+    );
     attached(
         |v, _| {
             vm_of(v).vm.devices.push(VmDevice::At(at("PCIROOT(20)#PCI(0400)#PCI(0000)")));
@@ -346,7 +353,9 @@ fn giving_back_goes_step_by_step_from_what_is_seen() {
     detached(|_, _| {}, expect!["do StopVm of VM 8fce3318-aa0f-4de3-8664-278533573cd2"]);
     detached(
         |v, _| vm_of(v).vm.state = VmState::Saved,
-        expect!["do StopVm of VM 8fce3318-aa0f-4de3-8664-278533573cd2"],
+        expect![
+            "impossible at StopVm: VM 8fce3318-aa0f-4de3-8664-278533573cd2 has a saved state that would be lost; start it or delete the saved state first (Forbidden)"
+        ],
     );
     detached(
         |v, _| vm_of(v).vm.state = VmState::Changing,

@@ -172,6 +172,13 @@ impl Job {
 
     /// Decides from a look that is new enough.
     pub(super) fn decide(&mut self, view: &HostView, memory: &mut Memory, pace: &Pace, now: Timestamp) -> Verdict {
+        if self.desired.intent == Intent::Attached
+            && memory.original.contains_key(&self.desired.vm)
+            && memory.prepared_for.get(&self.desired.vm) != Some(&self.desired.uid)
+        {
+            // Whether or not its settings need to be changed again: the release of this one restores them.
+            memory.prepared_for.insert(self.desired.vm.clone(), self.desired.uid.clone());
+        }
         match plan(&self.desired, view, memory) {
             Next::Done => {
                 if self.desired.intent == Intent::Detached {
@@ -222,6 +229,7 @@ impl Job {
             && let (Some(seen), false) = (view.vms.get(vm), memory.original.contains_key(vm))
         {
             memory.original.insert(vm.clone(), seen.settings.clone());
+            memory.prepared_for.insert(vm.clone(), self.desired.uid.clone());
         }
         let attempt = tried.saturating_add(1);
         let last_error = if tried == 0 { None } else { self.last_error.clone() };
@@ -277,7 +285,7 @@ fn forget_settings(desired: &DesiredPlacement, view: &HostView, memory: &mut Mem
         (Some(_) | None, None) => false,
     };
     if restored {
-        memory.original.remove(&desired.vm);
+        memory.forget_settings(&desired.vm);
     }
 }
 

@@ -429,3 +429,42 @@ fn a_release_that_must_leave_a_card_remembers_it_durably_before_it_says_that_it_
         assert_eq!(kept, remembered.into_iter().collect());
     }
 }
+
+/// A VM that was started before its settings were put back was set up anew by somebody and then taken over.
+#[test]
+fn kept_settings_do_not_outlive_the_placement_they_were_kept_for() {
+    let adopted = |intent| DesiredPlacement {
+        uid: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
+        name: "adopted".parse().unwrap(),
+        ..desired(intent)
+    };
+    let mut bench = Bench::new(Intent::Attached);
+    let start = bench.step();
+    assert_eq!(start.step.kind(), StepKind::ConfigureVm);
+    bench.ended(&start, Ok(()));
+    // Its own release restores them, however often it was only watched between.
+    bench.work.desire(node(2, vec![desired(Intent::Kept)]));
+    bench.work.desire(node(3, vec![desired(Intent::Detached)]));
+    assert_eq!(bench.work.memory().original.len(), 1);
+    // One that takes over does not, in another life of the agent either.
+    let mut later = Work::new(bench.work.memory().clone(), Pace::default());
+    for work in [&mut bench.work, &mut later] {
+        work.desire(node(4, vec![adopted(Intent::Kept)]));
+        assert_eq!((&work.memory().original, &work.memory().prepared_for), (&BTreeMap::new(), &BTreeMap::new()));
+    }
+}
+
+#[test]
+fn a_placement_that_finds_its_vm_prepared_restores_what_was_before_the_first() {
+    let mut bench = Bench::new(Intent::Attached);
+    let start = bench.step();
+    let Step::ConfigureVm { settings, .. } = &start.step else { panic!("{}", start.step) };
+    vm_of(&mut bench.view).settings = settings.clone();
+    let second =
+        |intent| DesiredPlacement { uid: "00000000-0000-4000-8000-000000000002".parse().unwrap(), ..desired(intent) };
+    bench.work.desire(node(2, vec![second(Intent::Attached)]));
+    bench.ended(&start, Ok(()));
+    assert_eq!(bench.step().step.kind(), StepKind::Disable);
+    bench.work.desire(node(3, vec![second(Intent::Kept)]));
+    assert_eq!(bench.work.memory().original, BTreeMap::from([(id(VM), fresh_settings())]));
+}

@@ -101,16 +101,26 @@ pub(super) fn needs_survey(look: &Look, measured: &Measured) -> bool {
     look.functions.iter().filter(|(path, _)| told.contains(&card(path))).any(|(path, function)| {
         let enabled = function.problem.is_some_and(|problem| problem != DISABLED);
         let known = measured.get(path).filter(|device| device.instance_id == function.instance_id);
-        known.is_none_or(|device| enabled && device.windows.is_none())
+        // Without a driver, or without room, a GPU has no windows; once it works it does.
+        let gpu = function.base_class.is_some_and(|class| GPU_CLASSES.contains(&class));
+        let works = function.problem == Some(0) && gpu && !is_nobodys(&function.instance_id.pci);
+        known.is_none_or(|device| enabled && (device.windows.is_none() || (works && !has_windows(device))))
     })
+}
+
+/// Whether windows were measured that a VM needs. A device without a driver or without room has none, which says nothing
+/// of its size: Windows' problem codes 12 and 29 mean that it got no resources, and no source says that a device without
+/// a driver (28) gets any. Windows below 1 MiB are legacy ones.
+fn has_windows(device: &Device) -> bool {
+    device.windows.iter().flatten().any(|(start, _)| *start >= MIB)
 }
 
 /// Takes in a survey. What was measured stays when the same device cannot be measured any more.
 pub(super) fn measure(measured: &mut Measured, survey: BTreeMap<LocationPath, Device>) {
     for (path, device) in survey {
-        let better = measured.get(&path).is_none_or(|known| {
-            known.instance_id != device.instance_id || device.windows.is_some() || known.windows.is_none()
-        });
+        let better = measured
+            .get(&path)
+            .is_none_or(|known| known.instance_id != device.instance_id || has_windows(&device) || !has_windows(known));
         if better {
             measured.insert(path, device);
         }
@@ -161,13 +171,17 @@ pub(super) fn view(look: &Look, boot: &BootId, host: &Host<'_>, measured: &Measu
         let own = device(path, part);
         let beside: Option<Vec<&Device>> = others.iter().map(|(path, part)| device(path, part)).collect();
         let card = cards::by_id(&instance.pci);
-        let windows = own.filter(|own| own.windows.is_some());
+        let windows = own.filter(|own| has_windows(own));
         let mmio = match (windows, card) {
             (Some(own), _) => windows_of(own, beside.iter().flatten().copied()),
             (None, Some(card)) => card.mmio(),
             (None, None) => MmioSize::default(),
         };
-        let verdict = match (windows, &beside) {
+        // All else was surveyed, and the size stands in the table.
+        let surveyed = windows.or(own.filter(|own| own.windows.is_some() && card.is_some()));
+        let verdict = match (surveyed, &beside) {
+            // No interrupts, and not told which it could have: nobody can say that they are messages.
+            (Some(own), _) if own.interrupts == Some(0) && own.interrupt_support.is_none() => Verdict::NotMeasured,
             (Some(own), Some(beside)) => {
                 let odd = others.iter().any(|(_, p)| p.class().is_some_and(|class| !MOVABLE_CLASSES.contains(&class)));
                 verdict(host, own, beside, odd)
@@ -218,8 +232,10 @@ fn unknown_model(id: &PciId) -> ModelName {
     text.parse().unwrap_or_else(|_| unreachable!("digits, letters and dashes are a legal name"))
 }
 
-/// Address space of a whole card. Windows below 1 MiB are legacy ones that no VM needs. Where firmware put windows of 64
-/// bits below 4 GiB, nobody can say which they are, so all counts for above as well.
+/// Address space of a whole card. Windows below 1 MiB are legacy ones that no VM needs. A window of 64 bits may lie below
+/// 4 GiB, whether others lie above or not, and nobody can say which those are: what lies below counts for above as well,
+/// unless the device has no window that can be of 64 bits. Prefetchable ones of 64 bits are counted by themselves; those
+/// that are not prefetchable may be of either kind.
 fn windows_of<'a>(own: &'a Device, beside: impl Iterator<Item = &'a Device>) -> MmioSize {
     let mut size = MmioSize::default();
     for device in std::iter::once(own).chain(beside) {
@@ -229,9 +245,9 @@ fn windows_of<'a>(own: &'a Device, beside: impl Iterator<Item = &'a Device>) -> 
             side.fold(0_u64, |sum, (_, length)| sum.saturating_add(*length))
         };
         let (low, high) = (sum(false), sum(true));
-        let wide = device.bar_types.is_some_and(|counts| counts >> 24 > 0);
+        let wide = device.bar_types.is_none_or(|counts| counts & 0xff00_ff00 != 0);
         size.low_bytes = size.low_bytes.saturating_add(low);
-        size.high_bytes = size.high_bytes.saturating_add(if high == 0 && wide { low } else { high });
+        size.high_bytes = size.high_bytes.saturating_add(high.saturating_add(if wide { low } else { 0 }));
     }
     // Hyper-V keeps these in MiB.
     let up = |bytes: u64| bytes.checked_next_multiple_of(MIB).unwrap_or(bytes);
@@ -240,6 +256,9 @@ fn windows_of<'a>(own: &'a Device, beside: impl Iterator<Item = &'a Device>) -> 
 
 fn verdict(host: &Host<'_>, own: &Device, beside: &[&Device], odd: bool) -> Verdict {
     let mut findings: BTreeSet<Finding> = host.reasons.iter().chain(&own.reasons).copied().collect();
+    if own.interrupts == Some(0) && own.interrupt_support.is_some_and(|mask| mask & 6 == 0) {
+        findings.insert(Finding::LineInterruptsOnly);
+    }
     for device in beside {
         // What the host's driver for a sound function uses is not what the function can do.
         let messages = device.interrupt_support.is_some_and(|mask| mask & 6 != 0);

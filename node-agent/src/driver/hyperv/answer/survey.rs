@@ -52,6 +52,8 @@ pub(in crate::driver::hyperv) struct Device {
     pub(in crate::driver::hyperv) instance_id: InstanceId,
     /// Start and length of its memory windows; `None` where it was disabled and could not be measured.
     pub(in crate::driver::hyperv) windows: Option<Vec<(u64, u64)>>,
+    /// How many interrupts it has; `None` where it was disabled and could not be measured.
+    pub(in crate::driver::hyperv) interrupts: Option<usize>,
     /// Bit mask: 1 line, 2 and 4 messages.
     pub(in crate::driver::hyperv) interrupt_support: Option<u64>,
     /// Counts of its windows, a byte a kind; the highest are those of 64 bits.
@@ -221,6 +223,7 @@ fn device(raw: RawDevice) -> Result<Device, String> {
     };
     Ok(Device {
         instance_id: raw.instance_id,
+        interrupts: raw.interrupts.filter(|_| windows.is_some()).map(|interrupts| interrupts.len()),
         windows,
         interrupt_support: raw.interrupt_support,
         bar_types: raw.bar_types,

@@ -65,11 +65,11 @@ fn a_host_at_rest_shows_its_cards_and_not_the_management_controllers_display() {
         &look,
         &measured,
         &expect![[r#"
-            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Host { driver: None } Assignable low 17 MiB high 16417 MiB with 1
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0C00)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Host { driver: None } Assignable low 17 MiB high 16433 MiB with 1
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16432 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16432 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16432 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0C00)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16432 MiB with 0
               PCIROOT(0)#PCI(0301)#PCI(0001) Host { driver: Bound }
             Büro – 会议室 №7 'x' $(1) Off 0
             ubuntu Off 0
@@ -84,10 +84,10 @@ fn a_busy_host_shows_who_has_what_and_forgets_nothing_that_was_measured() {
         &look,
         &measured(),
         &expect![[r#"
-            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") } Assignable low 17 MiB high 16417 MiB with 1
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: Disabled } Assignable low 16 MiB high 16416 MiB with 0
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Pooled Assignable low 16 MiB high 16416 MiB with 0
-            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16416 MiB with 0
+            PCIROOT(0)#PCI(0301)#PCI(0000) A2 Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") } Assignable low 17 MiB high 16433 MiB with 1
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0000)#PCI(0000) A16 Host { driver: Disabled } Assignable low 16 MiB high 16432 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0400)#PCI(0000) A16 Pooled Assignable low 16 MiB high 16432 MiB with 0
+            PCIROOT(20)#PCI(0300)#PCI(0000)#PCI(0800)#PCI(0000) A16 Host { driver: None } Assignable low 16 MiB high 16432 MiB with 0
               PCIROOT(0)#PCI(0301)#PCI(0001) Attached { vm: VmId("8fce3318-aa0f-4de3-8664-278533573cd2") }
             Büro – 会议室 №7 'x' $(1) Saved 1
             ubuntu Running 2
@@ -212,8 +212,65 @@ fn wide_windows_below_four_gib_count_for_above_and_legacy_ones_for_nothing() {
     let low = [(0xa_0000, 0x2_0000), (0xe000_0000, 16 * MIB), (0xd000_0000, 256 * MIB)];
     let both = MmioSize { low_bytes: 272 * MIB, high_bytes: 272 * MIB };
     assert_eq!(size(&device(&low, 0x0200_0100)), both);
-    assert_eq!(size(&device(&low, 0x0000_0300)), MmioSize { high_bytes: 0, ..both });
-    assert_eq!(size(&device(&[], 0)), MmioSize::default());
+    // Windows that are not prefetchable may be of 64 bits, too.
+    assert_eq!(size(&device(&low, 0x0000_0300)), both);
+    assert_eq!(size(&device(&low, 0x0002_0001)), MmioSize { high_bytes: 0, ..both });
+    // One of them lies above: that says nothing of those below.
+    let mixed = [low.as_slice(), &[(0x40_0000_0000, 16 << 30)]].concat();
+    assert_eq!(size(&device(&mixed, 0x0200_0100)), MmioSize { high_bytes: 272 * MIB + (16 << 30), ..both });
+}
+
+/// Windows gives a device without room (12, 29) no windows, and nobody knows whether it gives one without a driver (28)
+/// any: none is not a size.
+#[test]
+fn a_gpu_without_windows_is_not_measured_and_keeps_what_is_known_of_it() {
+    let at: LocationPath = A2[0].parse().unwrap();
+    let look = look(&golden("observe.json"));
+    let seen = |measured: &Measured| {
+        let seen = view(&look, &look.boot, &Host::default(), measured, &Guests::new());
+        seen.gpus[&A2[0].parse::<DeviceAddress>().unwrap()].survey.clone()
+    };
+    let with = |change: &dyn Fn(&mut Device)| {
+        let mut measured = measured();
+        change(measured.get_mut(&at).unwrap());
+        measured
+    };
+    let unlisted = |measured: &Measured| {
+        let mut look = look.clone();
+        let mut measured = measured.clone();
+        let strange = |instance: &mut InstanceId| instance.pci = "10de:fffe".parse().unwrap();
+        strange(&mut look.functions.get_mut(&at).unwrap().instance_id);
+        strange(&mut measured.get_mut(&at).unwrap().instance_id);
+        let seen = view(&look, &look.boot, &Host::default(), &measured, &Guests::new());
+        let survey = &seen.gpus[&A2[0].parse::<DeviceAddress>().unwrap()].survey;
+        (survey.verdict.clone(), survey.mmio)
+    };
+    assert_eq!(seen(&measured()).verdict, Verdict::Assignable);
+    let table = cards::by_model(&"A2".parse().unwrap()).unwrap().mmio();
+    for windows in [vec![], vec![(0xa_0000, 0x2_0000)]] {
+        let empty = with(&|device| device.windows = Some(windows.clone()));
+        // The table knows the size of this card, and what it does not know is not measured.
+        assert_eq!((seen(&empty).verdict, seen(&empty).mmio), (Verdict::Assignable, table));
+        assert_eq!(unlisted(&empty), (Verdict::NotMeasured, MmioSize::default()));
+        // A later survey that finds none does not undo an earlier one.
+        let mut known = measured();
+        measure(&mut known, empty.clone().into_iter().collect());
+        assert_eq!(known, measured());
+        let mut unknown = empty.clone();
+        measure(&mut unknown, measured());
+        assert_eq!(unknown, measured());
+        // It is asked for again once the card works, and not before.
+        let mut answer = golden("observe.json");
+        let problem = |answer: &mut Value, code: u32| {
+            answer["result"]["functions"][0]["problem"] = json!(code);
+            needs_survey(&super::tests::look(answer), &empty)
+        };
+        assert_eq!([28, 12, 22, 0].map(|code| problem(&mut answer, code)), [false, false, false, true]);
+    }
+    let quiet = |support| with(&move |device| (device.interrupts, device.interrupt_support) = (Some(0), support));
+    assert_eq!(seen(&quiet(None)).verdict, Verdict::NotMeasured);
+    assert_eq!(seen(&quiet(Some(1))).verdict, Verdict::Blocked(vec![Finding::LineInterruptsOnly]));
+    assert_eq!(seen(&quiet(Some(3))).verdict, Verdict::Assignable);
 }
 
 #[test]
