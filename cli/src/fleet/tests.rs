@@ -113,7 +113,7 @@ fn what_is_wrong_in_yaml_is_named_by_line_and_path() {
         "f.yaml",
         "nodes:\n  - name: a\n    gpus:\n      - {model: A3}\n      - {model: A2, count: 0}\n",
         expect![[r#"
-        f.yaml:4: nodes[0].gpus[0].model: model A3 is not known, so say its pci_id; known are A10, A100, A16, A2, A30, A40, G2, G3, H100, H100SXM, L4, L40S, P100, T4, V100M16, V100M32
+        f.yaml:4: nodes[0].gpus[0].model: model A3 is not known, so say its pci_id; known are A10, A100, A100M80, A100SXM80, A16, A2, A30, A40, G2, G3, H100, H100SXM, L4, L40, L40S, P100, RTX6000Ada, T4, V100M16, V100M32
         f.yaml:5: nodes[0].gpus[1].count: 0 is not from 1 to 64"#]],
     );
     refuse(

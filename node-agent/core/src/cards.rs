@@ -1,5 +1,8 @@
 //! Facts about cards that a host without a GPU driver cannot tell: memory and address windows by PCI id.
 //!
+//! A card whose memory or windows no source gives is left out (Tesla P40 and M60, AMD's and Intel's): its host measures
+//! it, or it is not measured.
+//!
 //! Sources: PCI ids from the public pci.ids; windows from published `lspci` listings and installation reports, else
 //! inferred from the memory size (the window is the memory size rounded up to a power of two). What was not seen on a
 //! real card says so in [`Card::proven`]. What a host measures itself always goes before this table.
@@ -60,9 +63,11 @@ const fn card(model: &'static str, id: PciId, vram_gib: u64, aperture_gib: u64, 
 
 /// Every known model, by name. `G2` and `G3` are models whose maker the public openb traces keep secret: entries of
 /// ordinary size, with ids no vendor uses.
-pub const CARDS: [Card; 16] = [
+pub const CARDS: [Card; 20] = [
     card("A10", nvidia(0x2236, None), 24, 32, false),
     card("A100", nvidia(0x20f1, None), 40, 64, false),
+    card("A100M80", nvidia(0x20b5, None), 80, 128, false),
+    card("A100SXM80", nvidia(0x20b2, None), 80, 128, true),
     Card { gpus_per_board: 4, ..card("A16", nvidia(0x25b6, Some(0x14a9)), 16, 16, false) },
     card("A2", nvidia(0x25b6, Some(0x157e)), 16, 16, false),
     card("A30", nvidia(0x20b7, None), 24, 32, true),
@@ -77,8 +82,11 @@ pub const CARDS: [Card; 16] = [
         ..card("H100SXM", nvidia(0x2330, Some(0x16c1)), 80, 128, true)
     },
     card("L4", nvidia(0x27b8, None), 24, 32, false),
+    card("L40", nvidia(0x26b5, None), 48, 64, false),
     card("L40S", nvidia(0x26b9, None), 48, 64, true),
-    card("P100", nvidia(0x15f8, None), 16, 16, true),
+    // Installations show 32 GiB or 16 GiB; the larger is assumed, for a VM with too little does not start.
+    card("P100", nvidia(0x15f8, None), 16, 32, false),
+    card("RTX6000Ada", nvidia(0x26b1, None), 48, 64, true),
     card("T4", nvidia(0x1eb8, None), 16, 16, false),
     card("V100M16", nvidia(0x1db4, None), 16, 16, false),
     card("V100M32", nvidia(0x1db6, None), 32, 32, true),

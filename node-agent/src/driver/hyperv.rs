@@ -261,10 +261,12 @@ impl HostDriver for HyperV {
     }
 
     async fn facts(&self) -> Result<HostFacts, DriverError> {
-        let module = self.powershell.hello().and_then(|hello| hello.modules.get("Hyper-V").cloned().flatten());
+        let hello = self.powershell.hello();
+        let module = hello.as_ref().and_then(|hello| hello.modules.get("Hyper-V").cloned().flatten());
+        let absent = hello.map(|hello| hello.absent).unwrap_or_default();
         let known = self.known();
         let mut facts =
-            facts::facts(known.host.as_ref(), module.as_deref(), &known.survey.unknown, &self.options.accept);
+            facts::facts(known.host.as_ref(), module.as_deref(), &absent, &known.survey.unknown, &self.options.accept);
         facts.mmio_high_cap_bytes = self.options.mmio_high_cap_bytes;
         Ok(facts)
     }

@@ -346,12 +346,12 @@ fn each_use_of_force_is_kept_once_and_told_once() {
 /// The sound function of the card is in another VM: a release would pull the card from under it.
 #[test]
 fn a_card_of_which_another_vm_has_any_function_is_not_taken_over() {
-    let mut f = Fixture::with_node(2);
-    let mut seen = attached(0, 1);
-    seen.survey.companions = vec![address(1)];
-    f.report("n1", vec![seen], vec![with_devices(1, "a", &[0]), with_devices(2, "b", &[1])]);
+    let mut f = Fixture::with_node(1);
+    let mut seen = gpu(0, GpuState::Attached { vm: vm_id(1) });
+    seen.survey.companions = vec![address(5)];
+    f.report("n1", vec![seen], vec![with_devices(1, "a", &[0]), with_devices(2, "b", &[5])]);
     assert!(f.table(&[]).starts_with(
-        "a: InOtherVm (VM 00000000-0000-0000-0000-000000000002 lists PCIROOT(1)#PCI(0000), too; take it out of one of them first)"
+        "a: InOtherVm (VM 00000000-0000-0000-0000-000000000002 lists PCIROOT(5)#PCI(0000), too; take it out of one of them first)"
     ), "{}", f.table(&[]));
     assert!(matches!(f.adopt(1, "x"), Err(Refusal::NotAdoptable { .. })));
 }

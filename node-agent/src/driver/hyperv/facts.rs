@@ -8,6 +8,7 @@ use berth_model::node::{HostFacts, MAX_NOTES, Platform};
 pub(super) fn facts(
     host: Option<&HostWords>,
     module: Option<&str>,
+    absent: &[String],
     unknown: &[String],
     accepted: &[Finding],
 ) -> HostFacts {
@@ -28,6 +29,9 @@ pub(super) fn facts(
         }));
         notes.extend(host.iov_texts.iter().map(|said| format!("the host says: {}", text(said))));
         notes.extend(policies(host.policy));
+    }
+    if !absent.is_empty() {
+        notes.push(text(&format!("this host's modules lack, and Berth does without: {}", absent.join(", "))));
     }
     notes.truncate(MAX_NOTES);
     HostFacts {
@@ -63,7 +67,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_said_with_the_reason() {
         let unknown = ["the host does not say what it is: Zugriff verweigert\r\n".to_owned()];
-        let facts = facts(None, Some("2.0.0.0"), &unknown, &[]);
+        let facts = facts(None, Some("2.0.0.0"), &["Get-ClusterGroup".to_owned()], &unknown, &[]);
         expect![[r#"
             HostFacts {
                 platform: HyperV,
@@ -74,6 +78,7 @@ mod tests {
                 mmio_high_cap_bytes: None,
                 notes: [
                     "not surveyed: the host does not say what it is: Zugriff verweigert  ",
+                    "this host's modules lack, and Berth does without: Get-ClusterGroup",
                 ],
             }
         "#]]
@@ -94,7 +99,7 @@ mod tests {
         };
         let notes = |iov: usize, accepted: &[Finding]| {
             let host = HostWords { iov_texts: vec!["Es fehlt etwas.".to_owned(); iov], ..host.clone() };
-            facts(Some(&host), None, &[], accepted).notes
+            facts(Some(&host), None, &[], &[], accepted).notes
         };
         expect![[r#"
             [
