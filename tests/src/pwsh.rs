@@ -97,7 +97,7 @@ impl Host {
     /// # Errors
     /// When it cannot be written.
     pub fn set(&self, state: &Value) -> anyhow::Result<()> {
-        std::fs::write(self.file(), state.to_string()).context("cannot write the state")?;
+        self.write_state(state)?;
         std::fs::write(self.calls_file(), "").context("cannot forget the calls")
     }
 
@@ -117,7 +117,14 @@ impl Host {
     pub fn change(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         let mut state = self.state()?;
         change(&mut state);
-        std::fs::write(self.file(), state.to_string()).context("cannot write the state")
+        self.write_state(&state)
+    }
+
+    /// At once: whatever runs on the host must never read half of it.
+    fn write_state(&self, state: &Value) -> anyhow::Result<()> {
+        let fresh = self.dir.path().join("fresh.json");
+        std::fs::write(&fresh, state.to_string()).context("cannot write the state")?;
+        std::fs::rename(fresh, self.file()).context("cannot write the state")
     }
 
     /// Commands that were called, with what they were given, in order.
@@ -216,6 +223,14 @@ impl Host {
     /// When there is none, or it is something else.
     pub fn call(&mut self, op: &str, args: &Value) -> anyhow::Result<Value> {
         let id = self.send(op, args)?;
+        self.answer(op, id)
+    }
+
+    /// The answer to a request that was sent.
+    ///
+    /// # Errors
+    /// As [`Host::call`].
+    pub fn answer(&mut self, op: &str, id: u64) -> anyhow::Result<Value> {
         let line = self.line()?;
         ensure!(line.is_ascii() && line.ends_with(b"}\n"), "{op}: {}", String::from_utf8_lossy(&line));
         let answer: Value = serde_json::from_slice(&line).context("the answer is no JSON")?;

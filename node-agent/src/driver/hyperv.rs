@@ -98,12 +98,18 @@ pub struct NoPowerShell(PathBuf);
 const SHUTDOWN_PAUSE: Duration = Duration::from_secs(2);
 /// How long one question whether it is off may wait for it, in milliseconds.
 const SHUTDOWN_SETTLE_MS: u64 = 1000;
+/// How long one question to a Windows guest may take: a session is made, one listing of its devices comes back. It is asked
+/// again, and others wait meanwhile.
+const GUEST: Duration = Duration::from_secs(60);
 
 /// The driver of a Hyper-V host.
 #[derive(Debug)]
 pub struct HyperV {
     options: Options,
     powershell: PowerShell,
+    /// Another process for questions to Windows guests, which answer when they like: the host is not lost from sight for so
+    /// long. Nothing on the host is changed in it.
+    guests: PowerShell,
     known: Mutex<Known>,
 }
 
@@ -155,8 +161,10 @@ impl HyperV {
     /// A driver whose files lie in a folder of the agent's data directory. Nothing is started yet.
     pub fn new(options: Options, data_dir: &Path) -> Self {
         let dir = std::path::absolute(data_dir.join("hyperv")).unwrap_or_else(|_| data_dir.join("hyperv"));
-        let powershell = PowerShell::new(options.powershell.clone(), dir);
-        Self { options, powershell, known: Mutex::default() }
+        let powershell = PowerShell::new(options.powershell.clone(), dir.clone());
+        // A folder of its own: each looks at its script before it starts, and writes it anew.
+        let guests = PowerShell::new(options.powershell.clone(), dir.join("guests"));
+        Self { options, powershell, guests, known: Mutex::default() }
     }
 
     /// A panic elsewhere leaves nothing half written here.
@@ -224,8 +232,9 @@ impl HyperV {
                 Err(failure) => match failure.kind {
                     Kind::Unconfirmed | Kind::Failed if begun.elapsed() < self.options.shutdown => {}
                     Kind::Unconfirmed | Kind::Failed => break,
-                    // Its guest does not run, so it cannot be asked; it has no saved state that would be lost.
-                    Kind::Refused if failure.vm_state() == Some("Paused") => break,
+                    // Its guest does not run, so it cannot be asked. Whether a saved state may be let go of, the script
+                    // looks at again: only where the VM lists a device, with which it cannot be resumed.
+                    Kind::Refused if matches!(failure.vm_state(), Some("Paused" | "Saved" | "FastSaved")) => break,
                     Kind::Refused | Kind::NotThere | Kind::Invalid => return Err(refused(failure)),
                 },
             }
@@ -275,6 +284,12 @@ impl HostDriver for HyperV {
         let look: Look = self.powershell.call("observe", &json!({}), self.options.look).await?.map_err(refused)?;
         self.survey(&look).await;
         let mut known = self.known();
+        if let Some(id) = view::nowhere(&look, &known.measured) {
+            return Err(DriverError::Failed(format!(
+                "the device {id} is present and does not say where; if it stays so, restart the host, or look at it in the \
+                 device manager"
+            )));
+        }
         known.guests.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id && vm.state == VmState::Running));
         known.ways.retain(|id, _| look.vms.iter().any(|vm| vm.id == *id));
         known.uptime = look.vms.iter().map(|vm| (vm.id.clone(), vm.uptime_seconds)).collect();

@@ -60,6 +60,31 @@ fn a_windows_guest_tells_its_devices_and_the_password_is_told_to_nobody() {
     });
 }
 
+/// A guest says what it likes, as much as it likes.
+#[test]
+fn a_guest_that_floods_its_host_is_heard_in_part() {
+    let mut state = assigned();
+    let vm = vm_in(&mut state, UBUNTU);
+    vm["state"] = json!("Running");
+    vm["guest_password"] = json!("Geheim-4711");
+    let long = "x".repeat(5000);
+    vm["guest"] = (0..700)
+        .map(|at| json!({ "id": format!("PCI\\VEN_10DE&DEV_25B6&SUBSYS_157E10DE&REV_A1\\{at:04}"), "name": long, "status": "OK", "problem": 0 }))
+        .collect();
+    on("a guest that floods", &state, |host| {
+        let file = host.dir().join("guest.xml");
+        std::fs::write(&file, json!({ "user": "admin", "password": "Geheim-4711" }).to_string())?;
+        let result = host.ok("ask-windows-guest", &json!({ "vm": UBUNTU, "credential_file": file }))?;
+        let devices = result["devices"].as_array().map_or(0, Vec::len);
+        ensure!(
+            devices == 256 && result.to_string().len() < 200_000,
+            "{devices} devices, {}",
+            result.to_string().len()
+        );
+        Ok(())
+    });
+}
+
 #[test]
 fn addresses_of_a_guest_are_one_list_over_all_adapters() {
     let mut state = assigned();

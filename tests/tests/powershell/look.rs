@@ -253,6 +253,73 @@ fn a_look_that_fails_or_is_empty_is_no_look_and_what_it_lacks_is_not_made_up() {
     });
 }
 
+/// Present, and it does not say where it is, or what: neither is it gone, nor is it no GPU.
+#[test]
+fn a_present_device_that_cannot_be_read_is_told() {
+    let mut state = usual();
+    at(&mut state, A16[0])["untold"] = json!(["LocationPaths"]);
+    at(&mut state, A16[1])["untold"] = json!(["BaseClass"]);
+    let id =
+        |state: &mut Value, path: &str| json!(format!("PCI\\{}", at(state, path)["tail"].as_str().unwrap_or_default()));
+    let lost = id(&mut state, A16[0]);
+    on("unreadable devices", &state, |host| {
+        let look = host.ok("observe", &none())?;
+        ensure!(look["unreadable"] == json!([lost]), "{look}");
+        let odd = find(&look["functions"], A16[1]);
+        ensure!(odd.is_object() && odd["base_class"].is_null(), "{look}");
+        let error = host.err("disable", &json!({ "location_path": A16[1] }))?;
+        ensure!(error["kind"] == "Refused", "{error}");
+        Ok(())
+    });
+}
+
+/// What a VM lists that the listing of VMs left out is not free: whoever took it for free would give it away twice.
+#[test]
+fn a_record_of_a_vm_that_is_not_listed_fails_the_look_and_the_step() {
+    let mut state = usual();
+    assign(&mut state, BUERO, A2[0]);
+    vm_in(&mut state, BUERO)["unlisted"] = json!(true);
+    on("records of unlisted VMs", &state, |host| {
+        ensure!(host.ok("observe", &none())?["vms"].as_array().map(Vec::len) == Some(2), "two VMs");
+        host.change(|state| state["look_fault"] = json!("RecordOfUnlisted"))?;
+        let error = host.err("observe", &none())?;
+        ensure!(error["kind"] == "Refused" && error["message"].to_string().contains(BUERO), "{error}");
+        for (op, args) in [
+            ("attach", json!({ "vm": UBUNTU, "location_path": A2[0] })),
+            ("detach", json!({ "vm": UBUNTU, "location_path": A2[0] })),
+            ("mount", json!({ "location_path": A2[0] })),
+        ] {
+            let error = host.err(op, &args)?;
+            ensure!(error["kind"] == "Refused" && error["message"].to_string().contains(BUERO), "{op}: {error}");
+        }
+        ensure!(host.acts()?.is_empty(), "{:?}", host.acts()?);
+        Ok(())
+    });
+}
+
+/// The module of 2020 can make pools and has no filter that tells what is in them.
+#[test]
+fn a_made_pool_on_a_build_that_cannot_say_what_is_in_it_fails_the_look() {
+    let mut state = usual();
+    habits(&mut state, &["pool-without-filters"]);
+    at(&mut state, A16[0])["dismounted"] = json!(true);
+    let Some(mut host) = alone("pools without filters", &state) else { return };
+    let hello = host.ok("hello", &none()).unwrap();
+    assert!(hello["absent"].to_string().contains("Get-VMHostAssignableDevice -ResourcePoolName"), "{hello}");
+    // With the root pool alone there is nothing to ask about.
+    assert_eq!(host.ok("observe", &none()).unwrap()["pool"].as_array().map(Vec::len), Some(1));
+    host.change(|state| at(state, A16[0])["pool"] = json!("GPU Pool")).unwrap();
+    for (op, args) in [
+        ("observe", none()),
+        ("attach", json!({ "vm": UBUNTU, "location_path": A16[0] })),
+        ("mount", json!({ "location_path": A16[0] })),
+    ] {
+        let error = host.err(op, &args).unwrap();
+        assert!(error["kind"] == "Refused" && error["message"].to_string().contains("GPU Pool"), "{op}: {error}");
+    }
+    assert!(host.acts().unwrap().is_empty());
+}
+
 #[test]
 fn a_look_that_hangs_is_ended_from_outside_and_the_next_one_works() {
     let mut state = assigned();

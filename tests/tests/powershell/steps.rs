@@ -1,10 +1,12 @@
 //! What steps refuse, and what they make of a host's errors.
 
-use crate::on;
 use crate::scenario::{assigned, for_devices};
+use crate::{alone, on};
 use anyhow::ensure;
 use berth_node_agent::driver::sim::StepFault;
-use berth_tests::hyperv::{A2, A16, BUERO, DISK, UBUNTU, assign, at, facts, fault, habits, usual, vm_in};
+use berth_tests::hyperv::site::PATIENCE;
+use berth_tests::hyperv::{A2, A16, BUERO, DISK, HABITS, UBUNTU, assign, at, facts, fault, habits, usual, vm_in};
+use berth_tests::process::wait_until;
 use berth_tests::pwsh::Host;
 use serde_json::{Value, json};
 
@@ -39,6 +41,8 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
     }
     let mut clustered = usual();
     vm_in(&mut clustered, UBUNTU)["clustered"] = json!(true);
+    let mut pool = pooled.clone();
+    at(&mut pool, A2[0])["pool"] = json!("GPU Pool");
     let vm = json!({ "vm": UBUNTU });
     let device = json!({ "location_path": A2[0] });
     let both = json!({ "vm": UBUNTU, "location_path": A2[0] });
@@ -58,6 +62,9 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
         refused(&pooled, "enable", &device, "NotThere", "the host has no device")?;
         refused(&taken, "attach", &both, "Refused", "lists the device")?;
         refused(&taken, "mount", &device, "Refused", "lists the device")?;
+        refused(&pool, "attach", &both, "Refused", "the pool GPU Pool")?;
+        refused(&pool, "mount", &device, "Refused", "the pool GPU Pool")?;
+        refused(&pool, "dismount", &json!({ "location_path": A2[0], "force": false }), "Refused", "the pool GPU Pool")?;
         refused(&running, "detach", &both, "Refused", "it must be Off")?;
         refused(
             &running,
@@ -205,6 +212,114 @@ fn a_vm_that_vanishes_with_its_role_is_told() {
     });
 }
 
+/// With a role goes all that is in it: what is not this VM's must be nobody's loss.
+#[test]
+fn a_role_that_holds_more_than_its_vm_is_left_alone() {
+    let mut state = usual();
+    state["cluster"] = json!("CLU1");
+    vm_in(&mut state, UBUNTU)["clustered"] = json!(true);
+    let args = json!({ "vm": UBUNTU, "allow": true });
+    on("roles that hold more", &state, |host| {
+        for more in [
+            json!({ "name": "Cluster Disk 2", "type": "Physical Disk" }),
+            json!({ "name": "Virtual Machine other", "type": "Virtual Machine" }),
+            json!({ "name": "File Server", "type": "Network Name" }),
+        ] {
+            let mut shared = state.clone();
+            vm_in(&mut shared, UBUNTU)["role_resources"] = json!([more]);
+            refused(host, &shared, "make-standalone", &args, "Refused", more["name"].as_str().unwrap_or_default())?;
+        }
+        // What cannot be listed may be anybody's.
+        host.set(&state)?;
+        host.change(|state| fault(state, "Get-ClusterResource", &StepFault::NoEffect, 0))?;
+        let error = host.err("make-standalone", &args)?;
+        ensure!(error["kind"] == "Refused" && host.acts()?.is_empty(), "{error}");
+        for habit in ["", "plain-resource-types"] {
+            host.set(&state)?;
+            host.change(|state| habits(state, &[habit]))?;
+            ensure!(host.ok("make-standalone", &args)?["seen"]["vm"]["clustered"] == json!(false), "{habit}");
+        }
+        Ok(())
+    });
+}
+
+/// Its state may show nothing for as long as it is asked: it is asked once, not every two seconds.
+#[test]
+fn a_guest_that_is_being_asked_is_not_asked_again_until_the_vm_was_off() {
+    let mut state = assigned();
+    vm_in(&mut state, UBUNTU)["state"] = json!("Running");
+    habits(&mut state, &["deaf-guest"]);
+    on("deaf guest", &state, |host| {
+        let shut_down = json!({ "vm": UBUNTU, "how": "ShutDown", "settle_ms": 100 });
+        for _ in 0..3 {
+            let error = host.err("stop-vm", &shut_down)?;
+            ensure!(error["kind"] == "Unconfirmed" && error["seen"]["vm"]["state"] == "Running", "{error}");
+        }
+        ensure!(host.acts()? == ["Stop-VM"], "{:?}", host.acts()?);
+        host.ok("stop-vm", &json!({ "vm": UBUNTU, "how": "TurnOff" }))?;
+        host.ok("start-vm", &json!({ "vm": UBUNTU }))?;
+        // Another run of it, another question.
+        host.err("stop-vm", &shut_down)?;
+        ensure!(host.acts()? == ["Stop-VM", "Stop-VM", "Start-VM", "Stop-VM"], "{:?}", host.acts()?);
+        // Turned off by somebody else meanwhile.
+        host.change(|state| vm_in(state, UBUNTU)["state"] = json!("Off"))?;
+        ensure!(host.ok("stop-vm", &shut_down)?["changed"] == json!(false), "it is off");
+        host.change(|state| vm_in(state, UBUNTU)["state"] = json!("Running"))?;
+        host.err("stop-vm", &shut_down)?;
+        ensure!(host.acts()?.iter().filter(|act| *act == "Stop-VM").count() == 4, "{:?}", host.acts()?);
+        Ok(())
+    });
+}
+
+/// It cannot be resumed with its device, so that what the planner asks for loses nothing; without one it is somebody's work.
+#[test]
+fn a_saved_vm_with_a_device_gives_up_its_state_when_it_is_turned_off() {
+    let mut state = assigned();
+    vm_in(&mut state, UBUNTU)["state"] = json!("Saved");
+    on("saved with a device", &state, |host| {
+        let error = host.err("stop-vm", &json!({ "vm": UBUNTU, "how": "ShutDown" }))?;
+        ensure!(error["kind"] == "Refused" && host.acts()?.is_empty(), "{error}");
+        let result = host.ok("stop-vm", &json!({ "vm": UBUNTU, "how": "TurnOff" }))?;
+        ensure!(result["seen"]["vm"]["state"] == "Off" && host.acts()? == ["Remove-VMSavedState"], "{result}");
+        Ok(())
+    });
+}
+
+/// On one host in a cluster this error means that there is no such VM; of a VM that is listed it says nothing.
+#[test]
+fn a_vm_that_is_listed_and_not_given_is_not_said_to_be_gone() {
+    let mut state = assigned();
+    habits(&mut state, &["ids-not-found"]);
+    on("ids not found", &state, |host| {
+        let error = host.err("start-vm", &json!({ "vm": UBUNTU }))?;
+        ensure!(error["kind"] == "Refused" && error["message"].to_string().contains("lists"), "{error}");
+        ensure!(host.err("start-vm", &json!({ "vm": NOBODY }))?["kind"] == "NotThere", "nobody is there");
+        Ok(())
+    });
+}
+
+/// Of the serial buses (class 12) only those that graphics cards have: the others lead to disks and networks.
+#[test]
+fn a_fibre_channel_or_infiniband_card_is_never_taken() {
+    let place = "PCIROOT(40)#PCI(0300)#PCI(0000)";
+    on("serial buses", &usual(), |host| {
+        for (sub_class, kind) in [(4, "Refused"), (6, "Refused"), (0, "Refused"), (3, ""), (0x80, "")] {
+            let mut state = usual();
+            let ids = "VEN_1077&DEV_2261&SUBSYS_02BC1077&REV_01";
+            let card = berth_tests::hyperv::function(place, ids, "Adapter", 12, sub_class);
+            state["functions"].as_array_mut().into_iter().for_each(|all| all.push(card.clone()));
+            let args = json!({ "location_path": place });
+            if kind.is_empty() {
+                host.set(&state)?;
+                host.ok("disable", &args)?;
+            } else {
+                refused(host, &state, "disable", &args, kind, "class 12")?;
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn an_old_module_without_automatic_checkpoints_is_configured_and_restored() {
     let mut state = usual();
@@ -267,4 +382,25 @@ fn a_step_asks_for_the_one_device_and_believes_no_memory() {
         ensure!(error["kind"] == "NotThere" && of(host, "Get-PnpDevice")?.1 >= 1, "{error}");
         Ok(())
     });
+}
+
+/// A step whose agent is gone goes on while it waits: by the time the host would take the device, it may be another VM's.
+#[test]
+fn an_attach_that_waits_for_the_host_gives_up_once_another_vm_has_the_device() {
+    let mut state = usual();
+    at(&mut state, A2[0])["dismounted"] = json!(true);
+    state["late"] = json!([A2[0]]);
+    habits(&mut state, &["cache-never"]);
+    let Some(mut host) = alone("an attach that waits", &state) else { return };
+    let id = host.send("attach", &json!({ "vm": UBUNTU, "location_path": A2[0], "settle_ms": 60_000 })).unwrap();
+    let tried = || Ok(host.acts()?.contains(&"Add-VMAssignableDevice".to_owned()));
+    assert!(wait_until(PATIENCE, tried).unwrap(), "it never tried");
+    host.change(|state| {
+        assign(state, BUERO, A2[0]);
+        state["habits"] = json!(HABITS);
+    })
+    .unwrap();
+    let answer = host.answer("attach", id).unwrap();
+    assert_eq!(answer["error"]["kind"], "Refused", "{answer}");
+    assert_eq!(vm_in(&mut host.state().unwrap(), UBUNTU)["devices"], json!([]));
 }

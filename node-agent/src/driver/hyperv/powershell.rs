@@ -4,6 +4,9 @@
 //! Owns the process and nothing else: it knows no step and no device. What an answer that was lost would have said is
 //! unknown; whoever asked looks again. Must never send anything but the name of an operation and its arguments.
 
+#[cfg(windows)]
+mod leash;
+
 use super::answer::{self, Failure, Hello, MAX_LINE_BYTES, Malformed};
 use super::script;
 use crate::driver::DriverError;
@@ -96,6 +99,9 @@ struct Running {
     said: Said,
     /// Reads what it complains about, so that it is never held up by that. Ends with it.
     _listening: JoinSet<()>,
+    /// Ends it with this process, however that ends: it would go on with its step while another agent looks.
+    #[cfg(windows)]
+    _leash: leash::Leash,
     next_id: u64,
 }
 
@@ -185,6 +191,8 @@ impl Running {
         #[cfg(windows)]
         command.creation_flags(0x0800_0000);
         let mut child = command.spawn()?;
+        #[cfg(windows)]
+        let leash = leash::Leash::on(&child)?;
         let piped = || io::Error::other("its streams are not there");
         let requests = child.stdin.take().ok_or_else(piped)?;
         let answers = BufReader::new(child.stdout.take().ok_or_else(piped)?);
@@ -192,7 +200,16 @@ impl Running {
         let said = Said::default();
         let mut listening = JoinSet::new();
         listening.spawn(said.clone().listen(errors));
-        Ok(Self { child, requests, answers, said, _listening: listening, next_id: 1 })
+        Ok(Self {
+            child,
+            requests,
+            answers,
+            said,
+            _listening: listening,
+            #[cfg(windows)]
+            _leash: leash,
+            next_id: 1,
+        })
     }
 
     /// Itself, unless it has ended meanwhile.

@@ -4,7 +4,7 @@
 //! last, and else the other as well.
 
 use super::answer::{GuestAddresses, GuestLook, InstanceId};
-use super::{HyperV, refused, request};
+use super::{GUEST, HyperV, refused, request};
 use crate::driver::DriverError;
 use crate::driver::guest::Secrecy;
 use crate::driver::guest::ssh::Login;
@@ -55,7 +55,7 @@ impl HyperV {
         credential: &Path,
         last: Option<Way>,
     ) -> Result<(GuestView, Way), DriverError> {
-        // By ssh first: it does not hold up the host's one PowerShell, and a guest without the key is asked nothing.
+        // By ssh first: it does not hold up questions to other guests, and a guest without the key is asked nothing.
         let order = match last {
             Some(Way::PowerShellDirect) => [Way::PowerShellDirect, Way::Ssh],
             Some(Way::Ssh) | None => [Way::Ssh, Way::PowerShellDirect],
@@ -89,7 +89,8 @@ impl HyperV {
         Secrecy::Secret.check(credential).map_err(|error| DriverError::Failed(error.to_string()))?;
         let mut args = request::vm(vm)?;
         args["credential_file"] = json!(credential);
-        let look = self.powershell.call("ask-windows-guest", &args, self.options.step).await?.map_err(refused)?;
+        let limit = self.options.step.min(GUEST);
+        let look = self.guests.call("ask-windows-guest", &args, limit).await?.map_err(refused)?;
         Ok(windows(look))
     }
 }

@@ -49,7 +49,8 @@ fn is_nobodys(id: &PciId) -> bool {
     )
 }
 
-/// Vendors whose functions number 0 are GPUs where the class is not told: a pool does not tell it on every build.
+/// Vendors whose functions number 0 are GPUs where the class is not told: a pool does not tell it on every build, and a
+/// device that Windows is rearranging may not.
 const GPU_VENDORS: [u16; 2] = [0x10de, 0x1002];
 
 /// What was measured so far, by place. It holds for the device that was there then.
@@ -61,11 +62,13 @@ pub(super) type Guests = BTreeMap<VmId, (Option<u64>, GuestView)>;
 struct Part<'a> {
     host: Option<&'a Function>,
     pool: Option<&'a Pooled>,
+    /// Present, and it does not say where: by its id, the device that was measured here.
+    lost: Option<&'a InstanceId>,
 }
 
 impl Part<'_> {
     fn instance(&self) -> Option<&InstanceId> {
-        self.host.map(|f| &f.instance_id).or(self.pool.map(|p| &p.instance_id))
+        self.host.map(|f| &f.instance_id).or(self.pool.map(|p| &p.instance_id)).or(self.lost)
     }
 
     fn class(&self) -> Option<u8> {
@@ -81,7 +84,7 @@ impl Part<'_> {
             Some(class) => GPU_CLASSES.contains(&class),
             None => {
                 let first = path.as_str().ends_with("00)") && GPU_VENDORS.contains(&id.vendor);
-                self.pool.is_some() && (first || cards::by_id(&id).is_some())
+                first || cards::by_id(&id).is_some()
             }
         }
     }
@@ -127,6 +130,18 @@ pub(super) fn measure(measured: &mut Measured, survey: BTreeMap<LocationPath, De
     }
 }
 
+/// Where a device was when it was measured.
+fn place<'a>(instance: &InstanceId, measured: &'a Measured) -> Option<&'a LocationPath> {
+    measured.iter().find(|(_, device)| device.instance_id == *instance).map(|(path, _)| path)
+}
+
+/// A device that may be a GPU, is present, and neither says where it is nor was seen anywhere before. What a look shows
+/// beside it is not all: whoever believed it would take a card that is there for gone.
+pub(super) fn nowhere<'a>(look: &'a Look, measured: &Measured) -> Option<&'a InstanceId> {
+    let may_be = |id: &PciId| !is_nobodys(id) && (GPU_VENDORS.contains(&id.vendor) || cards::by_id(id).is_some());
+    look.unreadable.iter().find(|id| may_be(&id.pci) && place(id, measured).is_none())
+}
+
 /// What holds for all devices of a host.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Host<'a> {
@@ -140,10 +155,13 @@ pub(super) struct Host<'a> {
 pub(super) fn view(look: &Look, boot: &BootId, host: &Host<'_>, measured: &Measured, guests: &Guests) -> HostView {
     let mut parts: BTreeMap<&LocationPath, Part<'_>> = BTreeMap::new();
     for (path, function) in &look.functions {
-        parts.insert(path, Part { host: Some(function), pool: None });
+        parts.insert(path, Part { host: Some(function), pool: None, lost: None });
     }
     for (path, pooled) in &look.pool {
-        parts.entry(path).or_insert(Part { host: None, pool: None }).pool = Some(pooled);
+        parts.entry(path).or_insert(Part { host: None, pool: None, lost: None }).pool = Some(pooled);
+    }
+    for (path, instance) in look.unreadable.iter().filter_map(|id| Some((place(id, measured)?, id))) {
+        parts.entry(path).or_insert(Part { host: None, pool: None, lost: Some(instance) });
     }
     let mut by_card: BTreeMap<CardKey, Vec<(&LocationPath, &Part<'_>)>> = BTreeMap::new();
     for (path, part) in &parts {
@@ -279,6 +297,8 @@ fn state(path: &LocationPath, part: &Part<'_>, vms: &[Vm]) -> GpuState {
     }
     match (part.host, part.pool) {
         (None, Some(_)) => GpuState::Pooled,
+        // Half of what it is cannot be read.
+        (Some(function), None) if function.base_class.is_none() => GpuState::Unknown,
         (Some(function), None) => match function.problem {
             Some(DISABLED) => GpuState::Host { driver: HostDriver::Disabled },
             Some(0) if function.service.is_some() => GpuState::Host { driver: HostDriver::Bound },

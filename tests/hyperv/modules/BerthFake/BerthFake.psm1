@@ -189,6 +189,7 @@ function Get-FakeFunction($State) {
 
 function Get-FakeVm($State) {
     if ((Get-LookFault $State) -eq 'NoVms') { return @() }
+    if ((Get-LookFault $State) -eq 'RecordOfUnlisted') { return @($State.vms | Where-Object { -not $_['unlisted'] }) }
     $State.vms
 }
 

@@ -1,7 +1,7 @@
 @{
     RootModule = 'FailoverClusters.psm1'
     ModuleVersion = '2.0.0.0'
-    FunctionsToExport = @('Get-Cluster', 'Get-ClusterGroup', 'Remove-ClusterGroup')
+    FunctionsToExport = @('Get-Cluster', 'Get-ClusterGroup', 'Get-ClusterResource', 'Remove-ClusterGroup')
     CmdletsToExport = @()
     AliasesToExport = @()
 }

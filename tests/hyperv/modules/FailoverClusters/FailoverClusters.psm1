@@ -38,6 +38,31 @@ function Get-ClusterGroup {
     }
 }
 
+# What is in a role: the VM, its configuration, and whatever else somebody has put there.
+function Get-ClusterResource {
+    [CmdletBinding()]
+    param(
+        [Parameter(Position = 0)] [System.Collections.Specialized.StringCollection] $Name,
+        [Parameter(ValueFromPipelineByPropertyName)] [guid] $VMId,
+        [Parameter(ValueFromPipeline)] [psobject] $InputObject, [string] $Cluster
+    )
+    process {
+        $call = Start-FakeCall 'Get-ClusterResource' $PSBoundParameters
+        if (Test-FakeEnd $call) { return }
+        $roles = @($call.State.vms | Where-Object { $_.clustered -and ($null -eq $InputObject -or $InputObject.Name -eq $_.name) })
+        foreach ($vm in $roles) {
+            $held = @(
+                @{ name = 'Virtual Machine ' + $vm.name; type = 'Virtual Machine' }
+                @{ name = 'Virtual Machine Configuration ' + $vm.name; type = 'Virtual Machine Configuration' }
+            ) + @($vm['role_resources'] | Where-Object { $_ })
+            foreach ($resource in $held) {
+                $type = if (Test-Habit $call.State 'plain-resource-types') { $resource.type } else { [pscustomobject]@{ Name = $resource.type } }
+                [pscustomobject]@{ Name = $resource.name; ResourceType = $type; OwnerGroup = $vm.name; State = 'Online' }
+            }
+        }
+    }
+}
+
 function Remove-ClusterGroup {
     [CmdletBinding(SupportsShouldProcess, ConfirmImpact = 'High')]
     param(
@@ -51,11 +76,15 @@ function Remove-ClusterGroup {
     if (-not $RemoveResources) {
         throw (New-FakeError 'Remove-ClusterGroup' 'The group still has resources.' 'Remove-ClusterGroup' 'InvalidOperation' -2147019862)
     }
-    foreach ($vm in @(Select-Group $call.State $VMId $Name)) { $vm.clustered = $false }
+    foreach ($vm in @(Select-Group $call.State $VMId $Name)) {
+        $vm.clustered = $false
+        # Everything in it goes.
+        if ($vm.ContainsKey('role_resources')) { $vm.role_resources = @() }
+    }
     if (Test-Habit $call.State 'role-takes-the-vm') {
         $call.State.vms = @($call.State.vms | Where-Object { $_.id -ne [string]$VMId })
     }
     Complete-FakeCall $call
 }
 
-Export-ModuleMember -Function Get-Cluster, Get-ClusterGroup, Remove-ClusterGroup
+Export-ModuleMember -Function Get-Cluster, Get-ClusterGroup, Get-ClusterResource, Remove-ClusterGroup

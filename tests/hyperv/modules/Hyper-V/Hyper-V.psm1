@@ -126,7 +126,7 @@ function Get-VM {
     $vms = @(Get-FakeVm $call.State)
     if ($PSBoundParameters.ContainsKey('Id')) {
         $vms = @($vms | Where-Object { $_.id -eq [string]$Id })
-        if (-not $vms.Count) {
+        if (-not $vms.Count -or (Test-Habit $call.State 'ids-not-found')) {
             throw (New-FakeError 'Get-VM' (Get-FakeText $call.State 'vm' @($Id)) 'InvalidParameter' 'InvalidArgument' -2147024809)
         }
     } elseif ($Name) { $vms = @(Find-Vm $call $Name $null) }
@@ -214,22 +214,34 @@ function Get-Pool($Call) {
 
 function Get-VMHostAssignableDevice {
     [CmdletBinding()]
-    param(
-        [string] $InstancePath, [string] $LocationPath, [string[]] $ResourcePoolName,
-        [object[]] $CimSession, [string[]] $ComputerName, [pscredential[]] $Credential
-    )
-    $call = Start-FakeCall 'Get-VMHostAssignableDevice' $PSBoundParameters
-    if (Test-FakeEnd $call) { return }
-    foreach ($function in @(Get-Pool $call)) {
-        if ($LocationPath -and -not (Test-Path-Equal $call.State $function.path $LocationPath)) { continue }
-        if ($ResourcePoolName -and $ResourcePoolName -notcontains 'Primordial' -and
-            $ResourcePoolName -notcontains $function['pool']) { continue }
-        [pscustomobject]@{
-            PSTypeName = $script:HostDeviceType
-            InstanceID = 'PCIP\' + $function.tail
-            LocationPath = $function.path
-            ComputerName = $call.State.host.computer
-            IsDeleted = $false
+    param([object[]] $CimSession, [string[]] $ComputerName, [pscredential[]] $Credential)
+    dynamicparam {
+        # Not in the module of 2020.
+        $filters = [ordered]@{ InstancePath = [string]; LocationPath = [string]; ResourcePoolName = [string[]] }
+        $given = [System.Management.Automation.RuntimeDefinedParameterDictionary]::new()
+        if (Test-Habit (Get-FakeState) 'pool-without-filters') { return $given }
+        foreach ($name in $filters.Keys) {
+            $attributes = [System.Collections.ObjectModel.Collection[System.Attribute]]::new()
+            $attributes.Add([System.Management.Automation.ParameterAttribute]::new())
+            $given.Add($name, [System.Management.Automation.RuntimeDefinedParameter]::new($name, $filters[$name], $attributes))
+        }
+        $given
+    }
+    process {
+        $call = Start-FakeCall 'Get-VMHostAssignableDevice' $PSBoundParameters
+        if (Test-FakeEnd $call) { return }
+        $path = $PSBoundParameters['LocationPath']
+        $pools = @($PSBoundParameters['ResourcePoolName'] | Where-Object { $_ })
+        foreach ($function in @(Get-Pool $call)) {
+            if ($path -and -not (Test-Path-Equal $call.State $function.path $path)) { continue }
+            if ($pools.Count -and $pools -notcontains 'Primordial' -and $pools -notcontains $function['pool']) { continue }
+            [pscustomobject]@{
+                PSTypeName = $script:HostDeviceType
+                InstanceID = 'PCIP\' + $function.tail
+                LocationPath = $function.path
+                ComputerName = $call.State.host.computer
+                IsDeleted = $false
+            }
         }
     }
 }
@@ -267,6 +279,10 @@ function Get-VMAssignableDevice {
     process {
         if ($ended) { return }
         foreach ($machine in @(Find-Vm $call $VMName $VM)) {
+            foreach ($record in $machine.devices) { New-AssignedObject $call.State $machine $record }
+        }
+        # Records of a VM that the listing of VMs left out, as a listing while VMs are registered may.
+        foreach ($machine in @($call.State.vms | Where-Object { (Get-LookFault $call.State) -eq 'RecordOfUnlisted' -and $_['unlisted'] })) {
             foreach ($record in $machine.devices) { New-AssignedObject $call.State $machine $record }
         }
     }
@@ -388,8 +404,14 @@ function Stop-VM {
         if (Test-FakeEnd $call) { return }
         foreach ($machine in @(Find-Vm $call $Name $VM)) {
             if ($Save) { $machine.state = 'Saved'; continue }
+            # Where there is a saved state, there is nothing to turn off.
+            if ($machine.state -eq 'Saved') { Confirm-VmOff $call $machine }
             if ($TurnOff) { $machine.state = 'Off'; continue }
             if ($machine.state -ne 'Running') { Confirm-VmOff $call $machine }
+            # Nor does the state always show that the guest was asked.
+            if (Test-Habit $call.State 'deaf-guest') {
+                return [pscustomobject]@{ State = 'Running'; Error = @(); ChildJobs = @() }
+            }
             # A guest takes its time, as long as it likes.
             $machine.state = if (Test-Habit $call.State 'slow-guest') { 'Stopping' } else { 'Off' }
         }
@@ -400,6 +422,25 @@ function Stop-VM {
         return [pscustomobject]@{ State = 'Failed'; Error = @($_); ChildJobs = @() }
     }
     if ($AsJob) { [pscustomobject]@{ State = 'Completed'; Error = @(); ChildJobs = @() } }
+}
+
+function Remove-VMSavedState {
+    [CmdletBinding(DefaultParameterSetName = 'VMName', SupportsShouldProcess)]
+    param(
+        [Parameter(ParameterSetName = 'VMName', Position = 0, Mandatory, ValueFromPipeline)] [string[]] $VMName,
+        [Parameter(ParameterSetName = 'VMObject', Position = 0, Mandatory, ValueFromPipeline)] [object[]] $VM,
+        [Parameter(ParameterSetName = 'VMSnapshot', Position = 0, Mandatory, ValueFromPipeline)] [Alias('VMCheckpoint')] [object] $VMSnapshot,
+        [Parameter(ParameterSetName = 'VMName')] [object[]] $CimSession,
+        [Parameter(ParameterSetName = 'VMName')] [string[]] $ComputerName,
+        [Parameter(ParameterSetName = 'VMName')] [pscredential[]] $Credential
+    )
+    $call = Start-FakeCall 'Remove-VMSavedState' $PSBoundParameters
+    if (Test-FakeEnd $call) { return }
+    foreach ($machine in @(Find-Vm $call $VMName $VM)) {
+        if ($machine.state -ne 'Saved') { Confirm-VmOff $call $machine }
+        $machine.state = 'Off'
+    }
+    Complete-FakeCall $call
 }
 
 function Find-HostFunction($Call, [string] $LocationPath) {
@@ -480,7 +521,7 @@ function Add-VMAssignableDevice {
     $state = $call.State
     $pool = @($state.functions | Where-Object { $_.in_slot -and $_.dismounted })
     # What was dismounted a moment ago is not in its cache yet.
-    if ($state.late -and (Test-Lag $call 'cache_lag')) { $pool = @($pool | Where-Object { $_.path -cnotin $state.late }) }
+    if ($state.late -and ((Test-Habit $state 'cache-never') -or (Test-Lag $call 'cache_lag'))) { $pool = @($pool | Where-Object { $_.path -cnotin $state.late }) }
     $pooled = $PSBoundParameters.ContainsKey('ResourcePoolName')
     if ($LocationPath) {
         $pool = @($pool | Where-Object { Test-Path-Equal $state $_.path $LocationPath })
@@ -581,4 +622,4 @@ function Invoke-Command {
 
 Export-ModuleMember -Function Get-VM, Get-VMHost, Get-VMSnapshot, Get-VMNetworkAdapter, Get-VMHostAssignableDevice,
     Get-VMResourcePool, Get-VMAssignableDevice, Set-VM, Start-VM, Stop-VM, Dismount-VMHostAssignableDevice, Mount-VMHostAssignableDevice,
-    Add-VMAssignableDevice, Remove-VMAssignableDevice, Invoke-Command
+    Add-VMAssignableDevice, Remove-VMAssignableDevice, Remove-VMSavedState, Invoke-Command

@@ -129,6 +129,8 @@ function Get-PnpDeviceProperty {
                 'ProblemCode' { [uint32](Get-Problem $function) }
                 default { $function.properties[$short] }
             }
+            # As while Windows rearranges its devices: present, and some of it is not told.
+            if (@($function['untold']) -contains $short) { $data = $null }
             # A dismounted device may tell no class.
             if ($function.dismounted -and (Test-Habit $state 'silent-pool')) { $data = $null }
             [pscustomobject]@{

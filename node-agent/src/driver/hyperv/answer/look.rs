@@ -8,6 +8,7 @@ use berth_model::vm::VmState;
 use berth_model::{VmId, VmName};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::str::FromStr;
 
 /// What a look showed.
@@ -17,6 +18,8 @@ pub(in crate::driver::hyperv) struct Look {
     pub(in crate::driver::hyperv) boot: BootId,
     /// Functions that the host has, on cards with a GPU.
     pub(in crate::driver::hyperv) functions: BTreeMap<LocationPath, Function>,
+    /// Devices that are present and do not say where.
+    pub(in crate::driver::hyperv) unreadable: Vec<InstanceId>,
     /// Functions that were taken from it, in VMs or not.
     pub(in crate::driver::hyperv) pool: BTreeMap<LocationPath, Pooled>,
     pub(in crate::driver::hyperv) vms: Vec<Vm>,
@@ -76,6 +79,12 @@ pub(in crate::driver::hyperv) struct InstanceId {
     rest: String,
     /// What the device says it is.
     pub(in crate::driver::hyperv) pci: PciId,
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PCI\\{}", self.rest)
+    }
 }
 
 impl FromStr for InstanceId {
@@ -145,6 +154,7 @@ const MAX_POOL: usize = 100;
 struct RawLook {
     boot_time: String,
     functions: Vec<Function>,
+    unreadable: Vec<String>,
     pool: Vec<Pooled>,
     vms: Vec<Vm>,
 }
@@ -152,11 +162,17 @@ struct RawLook {
 impl TryFrom<RawLook> for Look {
     type Error = String;
     fn try_from(raw: RawLook) -> Result<Self, String> {
-        if raw.functions.len() > MAX_DEVICES || raw.pool.len() > MAX_DEVICES {
+        if [raw.functions.len(), raw.unreadable.len(), raw.pool.len()].iter().any(|count| *count > MAX_DEVICES) {
             return Err(format!("more than {MAX_DEVICES} devices"));
         }
-        let mut look =
-            Self { boot: boot(&raw.boot_time)?, functions: BTreeMap::new(), pool: BTreeMap::new(), vms: raw.vms };
+        let mut look = Self {
+            boot: boot(&raw.boot_time)?,
+            functions: BTreeMap::new(),
+            // What has no id of a card has none of a GPU.
+            unreadable: raw.unreadable.iter().filter_map(|id| id.parse().ok()).collect(),
+            pool: BTreeMap::new(),
+            vms: raw.vms,
+        };
         for function in raw.functions {
             let path = function.location_path.clone();
             if look.functions.insert(path.clone(), function).is_some() {

@@ -7,6 +7,8 @@
 # \z and not $, which lets a line's end pass.
 $script:PathForm = '^PCIROOT\([0-9A-F]{1,4}\)(#PCI\([0-9A-F]{4}\)){1,32}\z'
 $script:InstanceForm = '^PCIP?\\VEN_[0-9A-F]{4}&DEV_[0-9A-F]{4}[0-9A-Za-z_&.\-]*\\[0-9A-Za-z_&.\-]+\z'
+$script:WholePath = '^/'
+if ([System.IO.Path]::DirectorySeparatorChar -eq '\') { $script:WholePath = '^[A-Za-z]:[\\/]' }
 $script:GuidForm = '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\z'
 
 # A property that this build may not have.
@@ -100,10 +102,19 @@ function Confirm-Assigned($Device, [string] $Path) {
     return $Device
 }
 
-# A file of the agent's own configuration: here, whole, and no pattern.
+# A role of the cluster, one: without it, the cmdlet lists the resources of all.
+function Confirm-Role($Role) {
+    if ($null -eq $Role -or $Role -is [array] -or $null -eq (Get-Text (Get-Field $Role 'Name'))) {
+        Stop-Request 'Refused' 'the cluster gave no role'
+    }
+    return $Role
+}
+
+# A file of the agent's own configuration: here, whole, and no pattern. Whole is a path that means the same wherever a process
+# stands: \x and C:x, which have a root for .NET, depend on its drive and its folder.
 function Confirm-File($Path) {
     if ($Path -isnot [string] -or $Path.Length -gt 260 -or $Path -match '[\x00-\x1f*?"<>|\[\]]' -or
-        $Path.StartsWith('\\') -or $Path.StartsWith('//') -or -not [System.IO.Path]::IsPathRooted($Path) -or
+        $Path.StartsWith('\\') -or $Path.StartsWith('//') -or $Path -notmatch $script:WholePath -or
         -not [System.IO.File]::Exists($Path)) {
         Stop-Request 'Invalid' 'the file is not there, not on this machine, or not a whole path'
     }

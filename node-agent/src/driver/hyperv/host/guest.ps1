@@ -1,6 +1,16 @@
 # What a guest itself says.
 # Must never change anything, and must never tell a credential.
 
+# The most that is taken from one guest, which says what it likes: devices, and letters of a text.
+$script:GuestDevices = 256
+$script:GuestText = 400
+
+function Get-Short($Value) {
+    $text = Get-Text $Value
+    if ($null -ne $text -and $text.Length -gt $script:GuestText) { return $text.Substring(0, $script:GuestText) }
+    return $text
+}
+
 # The PCI devices that a Windows guest sees, by PowerShell Direct: no network is needed. Addresses in the guest have
 # nothing to do with the host's; whoever reads this matches by vendor, device and count.
 function Invoke-AskWindowsGuest($Arguments) {
@@ -25,7 +35,7 @@ function Invoke-AskWindowsGuest($Arguments) {
                     }
                 }
             }
-        })
+        } | Select-Object -First $script:GuestDevices)
     $devices = @()
     foreach ($answer in $answers) {
         if ($answer -isnot [System.Collections.IDictionary]) { continue }
@@ -35,9 +45,9 @@ function Invoke-AskWindowsGuest($Arguments) {
         $number = Get-Problem $problem
         if ($null -eq $number) { $number = Get-Problem ([string]$problem) }
         $devices += [ordered]@{
-            instance_id = Get-Text $answer['id']
-            name = Get-Text $answer['name']
-            status = Get-Text $answer['status']
+            instance_id = Get-Short $answer['id']
+            name = Get-Short $answer['name']
+            status = Get-Short $answer['status']
             problem = $number
         }
     }

@@ -13,7 +13,8 @@ function Invoke-Observe($Arguments) {
     $pool = Get-PoolFunction
     $cards = @{}
     foreach ($function in $found.Values) {
-        if ($script:GpuClasses -contains $function.base_class) { $cards[(Get-CardKey $function.location_path)] = $true }
+        # One that does not say what it is may be a GPU.
+        if ($null -eq $function.base_class -or $script:GpuClasses -contains $function.base_class) { $cards[(Get-CardKey $function.location_path)] = $true }
     }
     foreach ($function in $pool) {
         if ($null -ne $function.location_path) { $cards[(Get-CardKey $function.location_path)] = $true }
@@ -27,6 +28,7 @@ function Invoke-Observe($Arguments) {
     [ordered]@{
         boot_time = Get-BootTime $system
         functions = $functions
+        unreadable = $script:Unreadable
         pool = $pool
         vms = ConvertTo-VmView (Get-AllVms)
     }
@@ -85,12 +87,9 @@ function Find-InPool([string] $Path) {
 
 # Ids of all VMs whose configuration lists a device.
 function Get-Holder([string] $Path) {
-    $vms = Get-AllVms
     $holders = @()
-    if ($vms.Count -gt 0) {
-        foreach ($device in @(Get-VMAssignableDevice -VM $vms -ErrorAction Stop)) {
-            if ([string](Get-Field $device 'LocationPath') -ceq $Path) { $holders += [string](Get-Field $device 'VMId') }
-        }
+    foreach ($device in (Get-Record (Get-AllVms))) {
+        if ([string](Get-Field $device 'LocationPath') -ceq $Path) { $holders += [string](Get-Field $device 'VMId') }
     }
     return , $holders
 }

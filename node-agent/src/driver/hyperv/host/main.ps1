@@ -14,6 +14,7 @@ $script:Needed = [ordered]@{
             'CheckpointType')
         'Start-VM' = @('VM', 'Confirm')
         'Stop-VM' = @('VM', 'TurnOff', 'Force', 'AsJob', 'Confirm')
+        'Remove-VMSavedState' = @('VM', 'Confirm')
         'Dismount-VMHostAssignableDevice' = @('LocationPath', 'Force', 'Confirm')
         'Mount-VMHostAssignableDevice' = @('LocationPath', 'Confirm')
         'Add-VMAssignableDevice' = @('VM', 'LocationPath', 'Confirm')
@@ -37,6 +38,7 @@ $script:Wanted = [ordered]@{
     'FailoverClusters' = [ordered]@{
         'Get-Cluster' = @()
         'Get-ClusterGroup' = @('VMId')
+        'Get-ClusterResource' = @('InputObject')
         'Remove-ClusterGroup' = @('VMId', 'RemoveResources', 'Force', 'Confirm')
     }
 }

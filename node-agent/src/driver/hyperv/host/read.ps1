@@ -110,6 +110,9 @@ function ConvertTo-HostFunction($Node, $Properties) {
 # takes seconds: whatever it says is looked at again before it is used.
 $script:KnownIds = @{}
 
+# Instance ids of devices that the last listing showed as present and that did not say where they are.
+$script:Unreadable = @()
+
 # PCI functions that the host itself has, by location path.
 function Get-HostFunction {
     $nodes = @(Get-PnpDevice -PresentOnly -ErrorAction Stop |
@@ -121,9 +124,13 @@ function Get-HostFunction {
     $properties = Get-Property $ids $script:FunctionKeys
     $functions = @{}
     $script:KnownIds = @{}
+    $script:Unreadable = @()
     foreach ($node in $nodes) {
         $function = ConvertTo-HostFunction $node $properties
-        if ($null -eq $function) { continue }
+        if ($null -eq $function) {
+            $script:Unreadable += [string](Get-Field $node 'InstanceId')
+            continue
+        }
         $functions[$function.location_path] = $function
         $script:KnownIds[$function.location_path] = $function.instance_id
     }
@@ -170,12 +177,13 @@ function Get-PoolFunction {
 
 # Pools that somebody made below the root pool: a cluster hands out what is in them by itself. Location path -> pool's name.
 # Devices keep being in the root pool's list. A build without such pools lacks the command or does not know their type.
+# The module of 2020 can make pools and cannot say what is in them: with one of them nobody knows which devices are free.
 function Get-NativePool {
     $members = @{}
-    foreach ($lack in 'Get-VMResourcePool', 'Get-VMResourcePool -ResourcePoolType',
-        'Get-VMHostAssignableDevice -ResourcePoolName') {
+    foreach ($lack in 'Get-VMResourcePool', 'Get-VMResourcePool -ResourcePoolType') {
         if ($script:Absent -contains $lack) { return $members }
     }
+    $tells = $script:Absent -notcontains 'Get-VMHostAssignableDevice -ResourcePoolName'
     try {
         $pools = @(Get-VMResourcePool -ResourcePoolType 'PciExpress' -ErrorAction Stop)
     } catch {
@@ -187,6 +195,10 @@ function Get-NativePool {
     foreach ($pool in $pools) {
         $name = Get-Text (Get-Field $pool 'Name')
         if ($null -eq $name -or $name -ieq 'Primordial') { continue }
+        if (-not $tells) {
+            Stop-Request 'Refused' ('this host has the pool of devices ' + $name + ', and its Hyper-V module cannot say ' +
+                'which devices are in it, so none is known to be free: remove the pool, or update the host')
+        }
         foreach ($device in @(Get-VMHostAssignableDevice -ResourcePoolName (Confirm-PoolName $name) -ErrorAction Stop)) {
             $path = Get-Text (Get-Field $device 'LocationPath')
             if ($null -ne $path) { $members[$path] = $name }
@@ -218,6 +230,24 @@ function ConvertTo-Record($Device) {
     }
 }
 
+# What VMs list, running or not. A record of a VM that was not asked about says that the host's VMs were listed in part:
+# whoever left it out would take its device for free.
+function Get-Record([object[]] $Vms) {
+    $asked = @{}
+    foreach ($vm in $Vms) { $asked[[string](Get-Field $vm 'Id')] = $true }
+    $records = @()
+    if ($Vms.Count -eq 0) { return , $records }
+    foreach ($device in @(Get-VMAssignableDevice -VM $Vms -ErrorAction Stop)) {
+        if ($null -eq $device) { continue }
+        $id = [string](Get-Field $device 'VMId')
+        if (-not $asked.ContainsKey($id)) {
+            Stop-Request 'Refused' ('the host shows a device of the VM ' + $id + ', which was not among those asked about')
+        }
+        $records += $device
+    }
+    return , $records
+}
+
 function Get-Seconds($Span) {
     if ($Span -is [timespan]) { return [long][math]::Floor($Span.TotalSeconds) }
     return $null
@@ -229,7 +259,7 @@ function ConvertTo-VmView([object[]] $Vms) {
     $records = @{}
     $checkpoints = @{}
     if ($Vms.Count -gt 0) {
-        foreach ($device in @(Get-VMAssignableDevice -VM $Vms -ErrorAction Stop)) {
+        foreach ($device in (Get-Record $Vms)) {
             $id = [string](Get-Field $device 'VMId')
             if (-not $records.ContainsKey($id)) { $records[$id] = @() }
             $records[$id] += ConvertTo-Record $device
@@ -293,7 +323,8 @@ function Get-VmById([guid] $Id) {
     } catch {
         $known = @(Get-VM -ErrorAction Stop | Where-Object { [guid](Get-Field $_ 'Id') -eq $Id })
         if ($known.Count -eq 0) { Stop-Request 'NotThere' ('no VM on this host has the id ' + $Id) }
-        throw
+        # Not passed on as it is: by its id this error says that the VM is gone, which the listing just denied.
+        Stop-Request 'Refused' ('the host lists the VM ' + $Id + ' and does not give it: ' + $_.Exception.Message)
     }
     if ($vm.Count -ne 1) { Stop-Request 'NotThere' ('no VM on this host has the id ' + $Id) }
     return Confirm-Vm $vm[0] $Id

@@ -3,9 +3,15 @@
 #
 # Each names one VM or one device. None acts on a list, and none is given a pattern.
 
-# Kinds of functions that a graphics card has: display, sound, serial bus (USB), accelerator. A disk or a network card is
-# never taken from the host, whoever asks.
+# Kinds of functions that a graphics card has: display, sound, serial bus, accelerator. A disk or a network card is never
+# taken from the host, whoever asks.
 $script:MovableClasses = @(3, 4, 12, 18)
+
+# Of the serial buses, those that graphics cards have: USB and "other", which is how the controller of a Type-C socket shows
+# itself. Fibre Channel (4) and InfiniBand (6) are serial buses, too, with disks and networks behind them.
+# Source: pci.ids, class 0c.
+$script:SerialBus = 12
+$script:MovableBuses = @(3, 128)
 
 # Longest pause between two looks at the effect of a step, in milliseconds.
 $script:Pause = 250
@@ -17,9 +23,11 @@ function Test-Time($Clock, [uint64] $LimitMs) {
 }
 
 function Confirm-Movable($Function) {
-    if ($script:MovableClasses -notcontains $Function.base_class) {
+    $movable = $script:MovableClasses -contains $Function.base_class
+    if ($Function.base_class -eq $script:SerialBus) { $movable = $script:MovableBuses -contains $Function.sub_class }
+    if (-not $movable) {
         Stop-Request 'Refused' ('the device at ' + $Function.location_path + ' is of class ' + $Function.base_class +
-            ', no function of a graphics card')
+            ', subclass ' + $Function.sub_class + ', no function of a graphics card')
     }
 }
 
@@ -78,6 +86,13 @@ function Wait-Pooled([string] $Path, [bool] $Pooled, [uint64] $LimitMs) {
     Stop-Request 'Unconfirmed' 'the device does not show in the pool, or in the host, as it was asked for'
 }
 
+# What is in a pool that somebody made, a cluster hands out by itself: it is neither moved nor given to a VM here.
+function Confirm-RootPool($Pooled) {
+    if ($null -ne $Pooled.native_pool) {
+        Stop-Request 'Refused' ('the device is in the pool ' + $Pooled.native_pool + ', which gives devices to VMs by itself')
+    }
+}
+
 # Force overrides the demand for a mitigation driver and for ACS, both at once: only by the node's policy.
 function Invoke-Dismount($Arguments) {
     Confirm-Arguments $Arguments @('location_path', 'force', 'settle_ms')
@@ -86,8 +101,12 @@ function Invoke-Dismount($Arguments) {
     $limit = Get-SettleArgument $Arguments
     $function = Get-HostFunctionAt $path
     if ($null -eq $function) {
-        if ($null -ne (Find-InPool $path)) { return $false }
-        Stop-Request 'NotThere' ('no device at ' + $path + ', neither in the host nor in the pool')
+        $pooled = Find-InPool $path
+        if ($null -eq $pooled) {
+            Stop-Request 'NotThere' ('no device at ' + $path + ', neither in the host nor in the pool')
+        }
+        Confirm-RootPool $pooled
+        return $false
     }
     Confirm-Movable $function
     $null = Dismount-VMHostAssignableDevice -LocationPath (Confirm-LocationPath $path) -Force:$force -Confirm:$false `
@@ -100,10 +119,12 @@ function Invoke-Mount($Arguments) {
     Confirm-Arguments $Arguments @('location_path', 'settle_ms')
     $path = Confirm-LocationPath (Get-Field $Arguments 'location_path')
     $limit = Get-SettleArgument $Arguments
-    if ($null -eq (Find-InPool $path)) {
+    $pooled = Find-InPool $path
+    if ($null -eq $pooled) {
         if ($null -ne (Get-HostFunctionAt $path)) { return $false }
         Stop-Request 'NotThere' ('no device at ' + $path + ', neither in the host nor in the pool')
     }
+    Confirm-RootPool $pooled
     $holders = Get-Holder $path
     if ($holders.Count -gt 0) { Stop-Request 'Refused' ('VM ' + $holders[0] + ' lists the device') }
     $null = Mount-VMHostAssignableDevice -LocationPath (Confirm-LocationPath $path) -Confirm:$false -ErrorAction Stop
@@ -124,10 +145,15 @@ function Invoke-Attach($Arguments) {
     }
     if ($holders.Count -gt 0) { return $false }
     Confirm-Off $vm
-    if ($null -eq (Find-InPool $path)) { Stop-Request 'NotThere' ('no device at ' + $path + ' is in the pool') }
+    $pooled = Find-InPool $path
+    if ($null -eq $pooled) { Stop-Request 'NotThere' ('no device at ' + $path + ' is in the pool') }
+    Confirm-RootPool $pooled
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
     $added = $false
     while (-not $added) {
+        # Each time anew: while this waits, another agent's step, or a person, may have given the device away.
+        $holders = Get-Holder $path
+        if ($holders.Count -gt 0) { Stop-Request 'Refused' ('VM ' + $holders[0] + ' lists the device') }
         try {
             $null = Add-VMAssignableDevice -VM (Confirm-Vm $vm $id) -LocationPath (Confirm-LocationPath $path) `
                 -Confirm:$false -ErrorAction Stop
@@ -152,9 +178,9 @@ function Wait-Listed([guid] $Id, [string] $Path, [bool] $Listed, [uint64] $Limit
 
 # Records of one VM at exactly this path; with an empty path those whose device is gone.
 function Get-RecordObject($Vm, [guid] $Id, [string] $Path) {
-    $devices = @(Get-VMAssignableDevice -VM (Confirm-Vm $Vm $Id) -ErrorAction Stop)
+    $devices = Get-Record @((Confirm-Vm $Vm $Id))
     return , @($devices | Where-Object {
-            $null -ne $_ -and [string](Get-Field $_ 'LocationPath') -ceq $Path -and ($Path -cne '' -or (Test-RootPool $_))
+            [string](Get-Field $_ 'LocationPath') -ceq $Path -and ($Path -cne '' -or (Test-RootPool $_))
         })
 }
 
@@ -228,6 +254,7 @@ function Invoke-StartVm($Arguments) {
     $vm = Get-VmById $id
     $state = [string](Get-Field $vm 'State')
     if ($state -ceq 'Running') { return $false }
+    $script:Asked[[string]$id] = $null
     if ($state -cne 'Starting') {
         Confirm-Off $vm
         $null = Start-VM -VM (Confirm-Vm $vm $id) -Confirm:$false -ErrorAction Stop
@@ -236,33 +263,74 @@ function Invoke-StartVm($Arguments) {
     return $true
 }
 
+# The jobs in which guests are being asked, by VM: while one runs, its guest is not asked again, whatever the VM's state says.
+$script:Asked = @{}
+
+# Whether a guest is still being asked. Unproven: that Hyper-V's jobs show a state as others do; where they do not, the guest
+# is asked anew, which does no harm.
+function Test-Asked([string] $Id) {
+    return @('Running', 'NotStarted') -ccontains [string](Get-Field $script:Asked[$Id] 'State')
+}
+
 # Asking the guest takes as long as the guest likes (up to five minutes, then it is forced), so that goes on in the
-# background and the agent looks again; pulling the plug is quick.
+# background and the agent looks again; pulling the plug is quick. A saved VM that lists a device cannot be resumed (the
+# device's state was not saved), so that turning it off is letting go of a state that is worth nothing; without a device it
+# is somebody's work.
 function Invoke-StopVm($Arguments) {
     Confirm-Arguments $Arguments @('vm', 'how', 'settle_ms')
     $id = Confirm-VmId (Get-Field $Arguments 'vm')
     $how = Get-ChoiceArgument $Arguments 'how' @('ShutDown', 'TurnOff')
     $limit = Get-SettleArgument $Arguments
     $vm = Get-VmById $id
+    $key = [string]$id
     $state = [string](Get-Field $vm 'State')
-    if ($state -ceq 'Off') { return $false }
-    if ($state -ceq 'Saved' -or $state -ceq 'FastSaved') {
-        Stop-Request 'Refused' 'the VM has a saved state, which would be lost'
+    if ($state -ceq 'Off') {
+        $script:Asked[$key] = $null
+        return $false
     }
-    $job = $null
-    if ($how -ceq 'TurnOff') {
+    if ($state -ceq 'Saved' -or $state -ceq 'FastSaved') {
+        $script:Asked[$key] = $null
+        if ($how -cne 'TurnOff' -or (Get-Record @($vm)).Count -eq 0) {
+            Stop-Request 'Refused' 'the VM has a saved state, which would be lost'
+        }
+        $null = Remove-VMSavedState -VM (Confirm-Vm $vm $id) -Confirm:$false -ErrorAction Stop
+    } elseif ($how -ceq 'TurnOff') {
+        $script:Asked[$key] = $null
         $null = Stop-VM -VM (Confirm-Vm $vm $id) -TurnOff -Force -Confirm:$false -ErrorAction Stop
     } elseif ($state -ceq 'Running') {
-        $job = Stop-VM -VM (Confirm-Vm $vm $id) -Force -AsJob -Confirm:$false -ErrorAction Stop
+        if (-not (Test-Asked $key)) {
+            $script:Asked[$key] = Stop-VM -VM (Confirm-Vm $vm $id) -Force -AsJob -Confirm:$false -ErrorAction Stop
+        }
     } elseif ($state -cne 'Stopping') {
         Stop-Request 'Refused' ('the VM is ' + $state + '; its guest cannot be asked to shut down')
     }
-    Wait-State $id 'Off' $job $limit
+    Wait-State $id 'Off' $script:Asked[$key] $limit
+    $script:Asked[$key] = $null
     return $true
 }
 
-# Unproven: that a VM stays on its node when its role goes. So the role must be there and be this VM's, and afterwards
-# the VM must still be there.
+# With a role goes everything in it: it may hold this VM and its configuration, once each, and nothing else. The types are
+# named as in the cluster's API, in every language (clusapi.h: CLUS_RESTYPE_NAME_VM, CLUS_RESTYPE_NAME_VM_CONFIG).
+function Confirm-OwnRole($Role) {
+    $held = @{ 'Virtual Machine' = 0; 'Virtual Machine Configuration' = 0 }
+    foreach ($resource in @(Get-ClusterResource -InputObject (Confirm-Role $Role) -ErrorAction Stop)) {
+        if ($null -eq $resource) { continue }
+        $type = Get-Field $resource 'ResourceType'
+        $name = Get-Text (Get-Field $type 'Name')
+        if ($null -eq $name) { $name = [string]$type }
+        if ($held.ContainsKey($name)) { $held[$name] = 1 + $held[$name] }
+        if (-not $held.ContainsKey($name) -or $held[$name] -gt 1) {
+            Stop-Request 'Refused' ('the role of the VM holds ' + (Get-Field $resource 'Name') + ' (' + $name +
+                ') as well, which would be removed with it: take that out of the role, or make the VM standalone by hand')
+        }
+    }
+    if ($held['Virtual Machine'] -ne 1) {
+        Stop-Request 'Refused' 'the cluster does not tell what the role of the VM holds'
+    }
+}
+
+# Unproven: that a VM stays on its node when its role goes. So the role must be there and hold nothing but this VM, and
+# afterwards the VM must still be there.
 function Invoke-MakeStandalone($Arguments) {
     Confirm-Arguments $Arguments @('vm', 'allow', 'settle_ms')
     $id = Confirm-VmId (Get-Field $Arguments 'vm')
@@ -270,9 +338,9 @@ function Invoke-MakeStandalone($Arguments) {
     if (-not (Get-BoolArgument $Arguments 'allow')) { Stop-Request 'Refused' 'the request does not allow it' }
     $vm = Get-VmById $id
     if ((Get-Field $vm 'IsClustered') -eq $false) { return $false }
-    if (@(Get-ClusterGroup -VMId (Confirm-VmId ([string]$id)) -ErrorAction Stop).Count -ne 1) {
-        Stop-Request 'NotThere' 'the cluster does not have one role for this VM'
-    }
+    $roles = @(Get-ClusterGroup -VMId (Confirm-VmId ([string]$id)) -ErrorAction Stop)
+    if ($roles.Count -ne 1) { Stop-Request 'NotThere' 'the cluster does not have one role for this VM' }
+    Confirm-OwnRole $roles[0]
     $null = Remove-ClusterGroup -VMId (Confirm-VmId ([string]$id)) -RemoveResources -Force -Confirm:$false `
         -ErrorAction Stop
     $clock = [System.Diagnostics.Stopwatch]::StartNew()
