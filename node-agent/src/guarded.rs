@@ -22,6 +22,13 @@ pub(crate) enum Unguarded {
     /// Others can change it.
     #[error("{} can be changed by {who}; only administrators, SYSTEM and the agent's account may", path.display())]
     Others { path: PathBuf, who: String },
+    /// Others can read it, or change it.
+    #[error(
+        "{file} can be read or changed by {who}; only administrators, SYSTEM and the agent's account may: icacls \"{file}\" \
+         /inheritance:r /grant:r \"*S-1-5-18:F\" \"*S-1-5-32-544:F\", and as many for a service account",
+        file = path.display()
+    )]
+    Readers { path: PathBuf, who: String },
     /// Others could change a folder that holds something.
     #[error(
         "{folder} can be changed by {who}; only administrators, SYSTEM and the agent's account may. Look at what is in it; \
@@ -84,13 +91,33 @@ pub(crate) fn file(path: &Path, text: &str) -> Result<(), Unguarded> {
 /// Whether nobody else can change it.
 #[cfg(windows)]
 pub(crate) fn check(path: &Path) -> Result<(), Unguarded> {
+    let others = others(path, descriptor::CHANGES)?;
+    others.map_or(Ok(()), |who| Err(Unguarded::Others { path: path.to_owned(), who }))
+}
+
+/// Whether nobody else can read it or change it.
+#[cfg(windows)]
+pub(crate) fn secret(path: &Path) -> Result<(), Unguarded> {
+    let others = others(path, descriptor::CHANGES | descriptor::READS)?;
+    others.map_or(Ok(()), |who| Err(Unguarded::Readers { path: path.to_owned(), who }))
+}
+
+/// Everybody else who has one of these rights, if anybody.
+#[cfg(windows)]
+fn others(path: &Path, rights: u32) -> Result<Option<String>, Unguarded> {
     let text = windows::descriptor(path).map_err(io("read who may change", path))?;
     let own = windows::own_account().map_err(io("find out whose account can change", path))?;
-    match descriptor::others(&text, &own) {
-        Ok(others) if others.is_empty() => Ok(()),
-        Ok(others) => Err(Unguarded::Others { path: path.to_owned(), who: others.join(", ") }),
+    match descriptor::others(&text, &own, rights) {
+        Ok(others) => Ok((!others.is_empty()).then(|| others.join(", "))),
         Err(why) => Err(io("read who may change", path)(io::Error::other(why))),
     }
+}
+
+/// Whether nobody else can change a file, or put another one in its place.
+#[cfg(windows)]
+pub(crate) fn in_place(path: &Path) -> Result<(), Unguarded> {
+    check(path)?;
+    path.parent().map_or(Ok(()), check)
 }
 
 #[cfg(windows)]

@@ -72,24 +72,72 @@ function Confirm-Success([string] $What) {
     }
 }
 
-# A folder that SYSTEM and administrators can change, and the account as the text of rights says. One that others could
-# write to until now may hold anything: it is left as it is, for the agent to refuse and a person to look at.
-function New-GuardedFolder([string] $Path, [string] $AccountRights) {
-    if (Test-Path -LiteralPath $Path) {
-        if (@(Get-ChildItem -LiteralPath $Path -Force -ErrorAction Stop).Count -ne 0) {
-            return
-        }
-    } else {
-        $null = New-Item -ItemType Directory -Path $Path -ErrorAction Stop
-    }
-    $list = 'O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)'
+# SYSTEM, Administrators, the service that Windows installs itself with.
+$trusted = @(
+    'S-1-5-18'
+    'S-1-5-32-544'
+    'S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464'
+)
+
+# Rights by which a folder, or what is in it, can be changed: write, append, extended attributes, delete a child, attributes,
+# delete, write the list, take it over, and the generic and greatest ones. As the agent itself looks at it.
+$changes = 0x520D0156
+
+function Get-AccountId {
+    $name = New-Object System.Security.Principal.NTAccount $Account
+    return $name.Translate([System.Security.Principal.SecurityIdentifier]).Value
+}
+
+# Whoever can change what is in this folder can do anything on this host: the agent obeys and runs what it finds there.
+function Confirm-Guarded([string] $Path) {
+    $known = $trusted
     if ($Account -cne 'LocalSystem') {
-        $name = New-Object System.Security.Principal.NTAccount $Account
-        $list += '(A;OICI;' + $AccountRights + ';;;' + $name.Translate([System.Security.Principal.SecurityIdentifier]).Value + ')'
+        $known += Get-AccountId
+    }
+    # A link leads to where somebody else may decide.
+    if (([System.IO.File]::GetAttributes($Path) -band [System.IO.FileAttributes]::ReparsePoint) -ne 0) {
+        throw "$Path is a link. Look at what it leads to, move it away, and run this again."
     }
     $rights = Get-Acl -LiteralPath $Path -ErrorAction Stop
-    $rights.SetSecurityDescriptorSddlForm($list)
-    Set-Acl -LiteralPath $Path -AclObject $rights -ErrorAction Stop
+    $others = @()
+    # An owner can write the list at any time.
+    $owner = $rights.GetOwner([System.Security.Principal.SecurityIdentifier]).Value
+    if ($known -cnotcontains $owner) {
+        $others += $owner
+    }
+    foreach ($rule in $rights.GetAccessRules($true, $true, [System.Security.Principal.SecurityIdentifier])) {
+        $who = $rule.IdentityReference.Value
+        if ([string]$rule.AccessControlType -ceq 'Allow' -and ([int]$rule.FileSystemRights -band $changes) -ne 0 -and
+            $known -cnotcontains $who) {
+            $others += $who
+        }
+    }
+    if ($others.Count -ne 0) {
+        throw ("$Path can be changed by " + ($others -join ', ') + '; only administrators and SYSTEM may. Somebody else may ' +
+            'have put there what is in it. Look at it, move it away, and run this again.')
+    }
+}
+
+# A folder that SYSTEM and administrators can change, and the account as the text of rights says. One that others could
+# write to until now may hold anything: it is left as it is, and nothing is installed.
+function New-GuardedFolder([string] $Path, [string] $AccountRights) {
+    if (-not (Test-Path -LiteralPath $Path)) {
+        $null = New-Item -ItemType Directory -Path $Path -ErrorAction Stop
+    }
+    if (@(Get-ChildItem -LiteralPath $Path -Force -ErrorAction Stop).Count -eq 0) {
+        $list = 'O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)'
+        if ($Account -cne 'LocalSystem') {
+            $list += '(A;OICI;' + $AccountRights + ';;;' + (Get-AccountId) + ')'
+        }
+        $rights = Get-Acl -LiteralPath $Path -ErrorAction Stop
+        $rights.SetSecurityDescriptorSddlForm($list)
+        Set-Acl -LiteralPath $Path -AclObject $rights -ErrorAction Stop
+        # Until now others may have been quicker; from now on they cannot.
+        if (@(Get-ChildItem -LiteralPath $Path -Force -ErrorAction Stop).Count -ne 0) {
+            throw "Somebody put something into $Path while it was made. Look at it, move it away, and run this again."
+        }
+    }
+    Confirm-Guarded $Path
 }
 
 # A text between single quotes of TOML, which takes everything but those.

@@ -16,6 +16,8 @@ pub(crate) const PROMTOOL: &str = "BERTH_TEST_PROMTOOL";
 pub(crate) const WINDOWS: &str = "BERTH_TEST_WINDOWS";
 /// Wine's loader for 64-bit programs; tests read the same name.
 pub(crate) const WINE: &str = "BERTH_TEST_WINE";
+/// The PowerShell to test with; tests read the same name.
+pub(crate) const PWSH: &str = "PWSH";
 /// The protobuf compiler, as every build script knows it.
 pub(crate) const PROTOC: &str = "PROTOC";
 

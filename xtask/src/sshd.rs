@@ -41,7 +41,7 @@ pub(crate) fn get() -> anyhow::Result<()> {
     installed
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = command("id").arg("-u").output();
     output.is_ok_and(|output| output.status.success() && output.stdout.trim_ascii() == b"0")
 }

@@ -3,8 +3,9 @@
 //! The last line is always `N passed, N failed, N skipped`. What a machine lacks is fetched by the part that needs it, or
 //! counted as skipped with the reason.
 
+use crate::process::works;
 use crate::tally::{SKIPPED, Tally};
-use crate::{cargo, chart, config, etcd, prometheus, sshd, windows};
+use crate::{cargo, chart, config, etcd, prometheus, root, sshd, windows};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -107,6 +108,24 @@ impl Part {
         }
     }
 
+    /// Whether all of it can run on a machine, so that what is skipped there is a fault. Only CI's own machines are held to
+    /// it: green because nothing ran is the one answer that nobody should get from them.
+    fn must_run(self, machine: &Machine) -> bool {
+        let Machine { ci, powershell, installs } = *machine;
+        match self {
+            Self::PowerShell | Self::Windows => ci && powershell && installs,
+            Self::Guest => ci && installs,
+            Self::Unit
+            | Self::Store
+            | Self::Etcd
+            | Self::Tls
+            | Self::Faults
+            | Self::Sim
+            | Self::EndToEnd
+            | Self::Nemesis => false,
+        }
+    }
+
     /// Which part runs this integration test.
     fn of(package: &str, test: &str) -> Self {
         match (package, test) {
@@ -138,6 +157,37 @@ impl FromStr for Part {
     }
 }
 
+/// What decides which parts may skip nothing.
+#[derive(Clone, Copy, Debug)]
+struct Machine {
+    /// It is CI's own, to change as it likes.
+    ci: bool,
+    /// A PowerShell is named, or lies beside the checkout.
+    powershell: bool,
+    /// Packages can be installed: this is root, and there is apt-get.
+    installs: bool,
+}
+
+impl Machine {
+    fn here() -> Self {
+        let beside = root().parent().map(|dir| dir.join("shared").join("tools").join("pwsh"));
+        Self {
+            ci: config::is_ci(),
+            powershell: config::named(config::PWSH).into_iter().chain(beside).any(|file| file.is_file()),
+            installs: sshd::is_root() && works("apt-get", &["--version"]),
+        }
+    }
+}
+
+/// What a part comes to: where it had to run whole, something skipped is a failure.
+fn judge(mut tally: Tally, must_run: bool) -> Tally {
+    if must_run && tally.skipped > 0 {
+        println!("{} skipped, on a machine of CI's that has or can get all that this part needs", tally.skipped);
+        tally += Tally::one(false);
+    }
+    tally
+}
+
 /// Runs these parts, or all when none is named.
 pub(crate) fn run(parts: &[Part]) -> ExitCode {
     let begun = Instant::now();
@@ -154,7 +204,9 @@ pub(crate) fn run(parts: &[Part]) -> ExitCode {
                 .filter(|(package, test)| Part::of(package, test) == part)
                 .map(|(_, test)| test.as_str())
                 .collect();
-            total += phase(part.name(), part.needs(), begun, || run_part(part, &tests));
+            total += phase(part.name(), part.needs(), begun, || {
+                Ok(judge(run_part(part, &tests)?, part.must_run(&Machine::here())))
+            });
         }
     }
     println!("{total}");
@@ -264,4 +316,26 @@ fn tool(component: &str, args: &[&str]) -> anyhow::Result<Tally> {
     }
     let status = crate::process::stream(cargo::cargo(args), |_| ())?;
     Ok(Tally::one(status.success()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_of_cis_that_can_run_a_part_may_skip_nothing_of_it() {
+        let held = |ci, powershell, installs| {
+            let machine = Machine { ci, powershell, installs };
+            let names: Vec<_> = Part::ALL.into_iter().filter(|part| part.must_run(&machine)).map(Part::name).collect();
+            names.join(" ")
+        };
+        assert_eq!(held(true, true, true), "powershell guest windows");
+        assert_eq!(held(true, false, true), "guest");
+        assert_eq!(held(true, true, false), "");
+        assert_eq!(held(false, true, true), "");
+        let half = || Tally { passed: 7, failed: 0, skipped: 2 };
+        assert_eq!(judge(half(), false), half());
+        assert_eq!(judge(half(), true), Tally { failed: 1, ..half() });
+        assert_eq!(judge(Tally::one(true), true), Tally::one(true));
+    }
 }

@@ -1,4 +1,4 @@
-//! Who can change a file, read from its security descriptor in text form (Security Descriptor Definition Language, as
+//! Who can change a file, or read it, read from its security descriptor in text form (Security Descriptor Definition Language, as
 //! documented in Win32 under "ACE Strings", "SID Strings" and "Security Descriptor String Format").
 //!
 //! Pure and strict: what is not understood is an error, and an error means not guarded.
@@ -6,8 +6,11 @@
 
 /// Rights by which a file or folder, or who may change it, can be changed: write or add, append or add a folder, extended
 /// attributes, delete a child, attributes, delete, write the list, take it over, and the generic and greatest ones.
-const CHANGES: u32 =
+pub(super) const CHANGES: u32 =
     0x2 | 0x4 | 0x10 | 0x40 | 0x100 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x0200_0000 | 0x1000_0000 | 0x4000_0000;
+
+/// Rights by which what is in a file can be read: its data, and the generic and greatest ones.
+pub(super) const READS: u32 = 0x1 | 0x0200_0000 | 0x1000_0000 | 0x8000_0000;
 
 /// SYSTEM, Administrators, the built-in administrator; what is trusted by being able to do anything anyhow.
 const TRUSTED: [&str; 4] = ["SY", "BA", "LA", TRUSTED_INSTALLER];
@@ -25,9 +28,10 @@ const NAMES: [(&str, &str); 7] = [
     ("WD", "S-1-1-0"),
 ];
 
-/// Everybody but the trusted and `own` (an id, `S-1-…`) who can change what this descriptor is of, each once, by short name
-/// or id. Empty: it is guarded.
-pub(super) fn others(text: &str, own: &str) -> Result<Vec<String>, String> {
+/// Everybody but the trusted and `own` (an id, `S-1-…`) who has one of these rights to what this descriptor is of, each once,
+/// by short name or id. Empty: it is guarded.
+pub(super) fn others(text: &str, own: &str, rights: u32) -> Result<Vec<String>, String> {
+    let wanted = rights;
     let mut found = Vec::new();
     let own = NAMES.iter().find(|(_, id)| *id == own).map_or(own, |(name, _)| name);
     let mut note = |who: &str| {
@@ -63,7 +67,7 @@ pub(super) fn others(text: &str, own: &str) -> Result<Vec<String>, String> {
         }
         match kind {
             "D" => {}
-            "A" if mask(rights).ok_or_else(|| odd("the rights in an entry", entry))? & CHANGES == 0 => {}
+            "A" if mask(rights).ok_or_else(|| odd("the rights in an entry", entry))? & wanted == 0 => {}
             // Whoever makes something in it may change that: only those can whose names come up themselves.
             "A" if who == "CO" && flags.contains("IO") => {}
             "A" => note(who),
@@ -138,7 +142,7 @@ mod tests {
     const OWN: &str = "S-1-5-21-1-2-3-1104";
 
     fn who(text: &str) -> String {
-        match others(text, OWN) {
+        match others(text, OWN, CHANGES) {
             Ok(others) => others.join(" "),
             Err(why) => format!("? {why}"),
         }
@@ -176,9 +180,22 @@ mod tests {
 
     #[test]
     fn the_agents_own_account_may_be_the_system() {
-        assert_eq!(others("O:SYG:SYD:P(A;;FA;;;SY)", "S-1-5-18"), Ok(Vec::new()));
-        assert_eq!(others("O:NSG:SYD:P(A;;FA;;;NS)", "S-1-5-20"), Ok(Vec::new()));
-        assert_eq!(others("O:NSG:SYD:P(A;;FA;;;NS)", "S-1-5-19"), Ok(vec!["NS".to_owned()]));
+        assert_eq!(others("O:SYG:SYD:P(A;;FA;;;SY)", "S-1-5-18", CHANGES), Ok(Vec::new()));
+        assert_eq!(others("O:NSG:SYD:P(A;;FA;;;NS)", "S-1-5-20", CHANGES), Ok(Vec::new()));
+        assert_eq!(others("O:NSG:SYD:P(A;;FA;;;NS)", "S-1-5-19", CHANGES), Ok(vec!["NS".to_owned()]));
+    }
+
+    #[test]
+    fn whoever_can_read_a_secret_is_named() {
+        for (text, expected) in [
+            ("O:SYG:SYD:P(A;;FA;;;SY)(A;;FA;;;BA)(A;;FR;;;S-1-5-21-1-2-3-1104)", ""),
+            ("O:BAG:SYD:(A;ID;FA;;;SY)(A;ID;0x1200a9;;;BU)", "BU"),
+            ("O:BAG:SYD:(A;;GR;;;WD)(A;;CC;;;AU)", "WD AU"),
+            // Its attributes and its list are no secret; who can write it can read it afterwards.
+            ("O:BAG:SYD:(A;;RCLO;;;WD)(A;;DC;;;AU)", "AU"),
+        ] {
+            assert_eq!(others(text, OWN, CHANGES | READS).unwrap().join(" "), expected, "{text}");
+        }
     }
 
     #[test]

@@ -32,6 +32,14 @@ pub(super) fn install(config: &Path, account: Account) -> anyhow::Result<()> {
     // Better now than in the event log of a service that does not start.
     Settings::of_file(&config).context("the service would not start with this configuration")?;
     let exe = std::env::current_exe().context("cannot find out where this program is")?;
+    for file in [&exe, &config] {
+        guarded::in_place(file).with_context(|| {
+            format!(
+                "whoever can change {} could do anything on this host: the service is not installed",
+                file.display()
+            )
+        })?;
+    }
     let manager = connect(ServiceManagerAccess::CONNECT | ServiceManagerAccess::CREATE_SERVICE)?;
     // Said before anything is asked for: not every system refuses a second one.
     if manager.open_service(NAME, ServiceAccess::QUERY_STATUS).is_ok() {
@@ -41,14 +49,14 @@ pub(super) fn install(config: &Path, account: Account) -> anyhow::Result<()> {
         Ok(_) => vec![ServiceDependency::Service(HYPERV.into())],
         Err(_) => Vec::new(),
     };
-    let arguments = ["service", "run", "--config"].into_iter().map(OsString::from).chain([config.clone().into()]);
+    let arguments = ["service", "run", "--config"].into_iter().map(OsString::from).chain([config.into()]);
     let info = ServiceInfo {
         name: NAME.into(),
         display_name: DISPLAY.into(),
         service_type: ServiceType::OWN_PROCESS,
         start_type: ServiceStartType::AutoStart,
         error_control: ServiceErrorControl::Normal,
-        executable_path: exe.clone(),
+        executable_path: exe,
         launch_arguments: arguments.collect(),
         dependencies,
         account_name: match &account {
@@ -59,12 +67,7 @@ pub(super) fn install(config: &Path, account: Account) -> anyhow::Result<()> {
     };
     let service =
         manager.create_service(&info, ServiceAccess::CHANGE_CONFIG | ServiceAccess::START).map_err(explain)?;
-    let mut undone = furnish(&service);
-    for file in [&exe, &config] {
-        if let Err(why) = guarded::check(file) {
-            undone.push(format!("whoever can change {} can do anything on this host: {why}", file.display()));
-        }
-    }
+    let undone = furnish(&service);
     say(&format!("the service {NAME} is installed and runs as {account}; start it with: Start-Service {NAME}"));
     for what in undone {
         say(&format!("warning: {what}"));

@@ -5,6 +5,7 @@
 use super::event_log::EventLog;
 use super::registration::{NAME, START_HINT, STOP_HINT};
 use crate::config::Settings;
+use crate::guarded;
 use crate::process;
 use anyhow::Context as _;
 use berth_telemetry::journal::Journal as _;
@@ -72,6 +73,8 @@ fn serve() -> anyhow::Result<()> {
 
 fn agent(system: &System, stop: CancellationToken) -> anyhow::Result<()> {
     let config = CONFIG.get().context("no configuration file was named")?;
+    // It names what is run: others' words are not obeyed, whoever has put them there since the service was installed.
+    guarded::in_place(config).context("the configuration is not safe")?;
     let settings = Settings::of_file(config)?;
     let about = process::about(&settings);
     let _until_the_end =

@@ -54,7 +54,14 @@ fn windows_powershell_5_1_can_read_install_ps1() {
 const PLAYED: &str = r#"
 class Rights {
     [string] $Sddl
+    [string] $Owner = 'S-1-5-18'
+    [object[]] $Rules = @()
     [void] SetSecurityDescriptorSddlForm([string] $Sddl) { $this.Sddl = $Sddl }
+    [object] GetOwner([type] $As) { return @{ Value = $this.Owner } }
+    [object[]] GetAccessRules([bool] $Explicit, [bool] $Inherited, [type] $As) { return $this.Rules }
+}
+function Rule([string] $Who, [string] $Type, [int] $Rights) {
+    [pscustomobject] @{ IdentityReference = @{ Value = $Who }; AccessControlType = $Type; FileSystemRights = $Rights }
 }
 function Say([string] $Line) { [System.IO.File]::AppendAllText("$env:BERTH_PLAY/calls", "$Line`n") }
 function Get-Service {
@@ -65,10 +72,27 @@ function Get-Service {
 }
 function Start-Service { [CmdletBinding()] param([string] $Name) Say "start $Name" }
 function Stop-Service { [CmdletBinding()] param([string] $Name) Say "stop $Name" }
-function Get-Acl { [CmdletBinding()] param([string] $LiteralPath) [Rights]::new() }
+function Get-Acl {
+    [CmdletBinding()] param([string] $LiteralPath)
+    $rights = [Rights]::new()
+    $rights.Rules = @((Rule 'S-1-5-18' 'Allow' 0x1F01FF), (Rule 'S-1-5-32-545' 'Deny' 0x1F01FF),
+        (Rule 'S-1-5-32-545' 'Allow' 0x1200A9))
+    # As ProgramData comes, users can make files and folders in it; who made a folder owns it.
+    $open = "$env:BERTH_PLAY/open-" + [System.IO.Path]::GetFileName($LiteralPath)
+    if ([System.IO.File]::Exists($open)) { $rights.Rules += Rule 'S-1-5-32-545' 'Allow' 0x6 }
+    $owner = "$env:BERTH_PLAY/owner-" + [System.IO.Path]::GetFileName($LiteralPath)
+    if ([System.IO.File]::Exists($owner)) { $rights.Owner = 'S-1-5-21-1-2-3-1001' }
+    $rights
+}
 function Set-Acl {
     [CmdletBinding()] param([string] $LiteralPath, $AclObject)
-    Say "rights $([System.IO.Path]::GetFileName($LiteralPath)) $($AclObject.Sddl)"
+    $name = [System.IO.Path]::GetFileName($LiteralPath)
+    Say "rights $name $($AclObject.Sddl)"
+    foreach ($sign in 'open', 'owner') { [System.IO.File]::Delete("$env:BERTH_PLAY/$sign-$name") }
+    # Somebody who was quicker.
+    if ([System.IO.File]::Exists("$env:BERTH_PLAY/quick")) {
+        [System.IO.File]::WriteAllText([System.IO.Path]::Combine($LiteralPath, 'agent.toml'), 'x')
+    }
 }
 Export-ModuleMember -Function Get-Service, Start-Service, Stop-Service, Get-Acl, Set-Acl
 "#;
@@ -216,5 +240,51 @@ fn it_stops_at_what_is_wrong_and_says_what() -> anyhow::Result<()> {
     refuse(&["-Controller", "http://c:1", "-Program", "nowhere.exe"], "There is no program")?;
     // The agent itself says what it cannot run with.
     refuse(&["-Controller", "http://elsewhere:7600"], "plain text beyond this machine")?;
+    Ok(())
+}
+
+/// Whatever lies in a folder that others could write to may be theirs: a configuration there names what runs as SYSTEM.
+#[test]
+fn it_obeys_nothing_that_others_may_have_put_there() -> anyhow::Result<()> {
+    let planted = |test: &str, signs: &[&str], files: bool| -> anyhow::Result<Option<(Play, Ran)>> {
+        let Some(play) = Play::new(test)? else { return Ok(None) };
+        let settings = play.at(&["ProgramData", "Berth"]);
+        if files {
+            std::fs::create_dir(&settings)?;
+            std::fs::write(settings.join("agent.toml"), "node = 'HV-07'\ncontrollers = ['http://localhost:7600']\n")?;
+        }
+        for sign in signs {
+            std::fs::write(play.at(&[sign]), "")?;
+        }
+        let ran = play.run(&["-Controller", "http://localhost:7600"])?;
+        Ok(Some((play, ran)))
+    };
+    for (signs, files, why) in [
+        (&["open-Berth"][..], true, "can be changed by S-1-5-32-545"),
+        (&["owner-Berth"], true, "can be changed by S-1-5-21-1-2-3-1001"),
+        (&["quick"], false, "while it was made"),
+    ] {
+        let Some((play, ran)) = planted("install.ps1, planted files", signs, files)? else { return Ok(()) };
+        let said = format!("{}{}", ran.stdout, ran.stderr).split_whitespace().collect::<Vec<_>>().join(" ");
+        anyhow::ensure!(ran.code != Some(0) && said.contains(why), "{signs:?}: {why:?} is not said: {ran:?}");
+        let calls = play.calls()?;
+        anyhow::ensure!(!calls.contains("agent --config") && !calls.contains("start"), "{signs:?}: {calls}");
+    }
+    // Others' folder with nothing in it is made ours.
+    let Some(play) = Play::new("install.ps1, an empty folder of others")? else { return Ok(()) };
+    std::fs::create_dir(play.at(&["ProgramData", "Berth"]))?;
+    for sign in ["open-Berth", "owner-Berth"] {
+        std::fs::write(play.at(&[sign]), "")?;
+    }
+    play.run(&["-Controller", "http://localhost:7600"])?.expect(0)?;
+    #[cfg(unix)]
+    {
+        let Some(play) = Play::new("install.ps1, a link")? else { return Ok(()) };
+        std::fs::create_dir(play.at(&["elsewhere"]))?;
+        std::fs::write(play.at(&["elsewhere", "agent.toml"]), "")?;
+        std::os::unix::fs::symlink(play.at(&["elsewhere"]), play.at(&["ProgramData", "Berth"]))?;
+        let ran = play.run(&["-Controller", "http://localhost:7600"])?;
+        anyhow::ensure!(ran.code != Some(0) && ran.stderr.contains("is a link"), "{ran:?}");
+    }
     Ok(())
 }

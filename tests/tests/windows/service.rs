@@ -7,6 +7,7 @@ use berth_tests::hyperv::site::PATIENCE;
 use berth_tests::hyperv::{UBUNTU, fault, usual};
 use berth_tests::process::{Ran, wait_until};
 use berth_tests::wine::{SERVICE as NAME, path};
+use std::os::unix::fs::PermissionsExt as _;
 
 const KEY: &str = r"HKLM\SYSTEM\CurrentControlSet\Services";
 
@@ -91,6 +92,12 @@ fn a_service_that_cannot_start_says_why_in_the_event_log_and_fails() -> anyhow::
     let config = path(&site.config());
     site.service_verb(&["install", "--config", &config])?.expect(0)?;
     std::fs::write(site.config(), "node = \"hv-01\"\nnodes = 2\n")?;
+    // What others may have written is not even read.
+    std::fs::set_permissions(site.config(), std::fs::Permissions::from_mode(0o666))?;
+    site.sc("start")?;
+    site.wait_event("can be changed by WD")?;
+    site.wine.wait_service(NAME, "STOPPED")?;
+    std::fs::set_permissions(site.config(), std::fs::Permissions::from_mode(0o644))?;
     site.sc("start")?;
     site.wait_event("unknown field `nodes`")?;
     site.wine.wait_service(NAME, "STOPPED")?;
@@ -123,6 +130,9 @@ fn what_cannot_be_is_said_with_what_to_do() -> anyhow::Result<()> {
     site.configure("step_seconds = 100000")?;
     refuse(&["install", "--config", &config], 1, &["hyperv.step_seconds: 100000 is not from"])?;
     site.configure("")?;
+    std::fs::set_permissions(site.config(), std::fs::Permissions::from_mode(0o666))?;
+    refuse(&["install", "--config", &config], 1, &["the service is not installed", "can be changed by WD"])?;
+    std::fs::set_permissions(site.config(), std::fs::Permissions::from_mode(0o644))?;
     site.service_verb(&["install", "--config", &config])?.expect(0)?;
     refuse(&["install", "--config", &config], 1, &["is installed already", "service uninstall"])?;
     site.service_verb(&["uninstall"])?.expect(0).map(|_| ())

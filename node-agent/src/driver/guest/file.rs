@@ -22,8 +22,7 @@ pub struct BadFile {
 impl Secrecy {
     /// Looks at a file, not into it.
     ///
-    /// On Windows only that it is there: OpenSSH refuses a key that others can read, and a file of `Export-Clixml` can be
-    /// read by the account alone that made it.
+    /// On Windows at its access list: nobody but administrators, SYSTEM and the agent's account may have those rights.
     ///
     /// # Errors
     /// Why it cannot be used, and what to do.
@@ -33,11 +32,11 @@ impl Secrecy {
         if !found.is_file() {
             return Err(bad("is no file".to_owned()));
         }
-        self.permissions(&found).map_err(bad)
+        self.permissions(path, &found).map_err(bad)
     }
 
     #[cfg(unix)]
-    fn permissions(self, found: &std::fs::Metadata) -> Result<(), String> {
+    fn permissions(self, _path: &Path, found: &std::fs::Metadata) -> Result<(), String> {
         use std::os::unix::fs::PermissionsExt as _;
         let (forbidden, may, should) = match self {
             Self::Secret => (0o077, "read or change", "600"),
@@ -51,9 +50,13 @@ impl Secrecy {
         }
     }
 
-    #[cfg(not(unix))]
-    fn permissions(self, _found: &std::fs::Metadata) -> Result<(), String> {
-        Ok(())
+    #[cfg(windows)]
+    fn permissions(self, path: &Path, _found: &std::fs::Metadata) -> Result<(), String> {
+        let guarded = match self {
+            Self::Secret => crate::guarded::secret(path),
+            Self::Trusted => crate::guarded::check(path),
+        };
+        guarded.map_err(|error| error.to_string())
     }
 }
 

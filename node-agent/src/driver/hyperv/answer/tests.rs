@@ -47,7 +47,7 @@ fn failures_are_told_in_the_hosts_words_with_the_numbers_to_search_for() {
     let said = |name: &str| read::<Stepped>(&golden(name), 7).unwrap().unwrap_err().to_string();
     expect![[r#"Start-VM: Fehler beim Starten von "ubuntu". (ID des virtuellen Computers: 8fce3318-aa0f-4de3-8664-278533573cd2) Virtueller PCI-Express-Anschluss: Ein Hypervisorfeature ist für den Benutzer nicht verfügbar. (0xC035001E) [0x80070057 OperationFailed,Microsoft.HyperV.PowerShell.Commands.StartVM]"#]]
     .assert_eq(&said("start-vm-failed.json"));
-    expect!["the device at PCIROOT(40)#PCI(0200)#PCI(0000) is of class 1, no function of a graphics card"]
+    expect!["the device at PCIROOT(40)#PCI(0200)#PCI(0000) is of class 1, subclass 8, no function of a graphics card"]
         .assert_eq(&said("refused.json"));
     let failed = read::<Stepped>(&golden("start-vm-failed.json"), 7).unwrap().unwrap_err();
     assert_eq!((failed.kind, failed.vm_state()), (Kind::Failed, Some("Off")));
