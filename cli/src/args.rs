@@ -314,6 +314,10 @@ pub struct Place {
     /// How far to verify in the guest before the placement counts as active.
     #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
     pub verify: Verify,
+    /// With --verify driver-bound: the driver-install command, by its name in the node's settings, to run once in the guest
+    /// when it shows the GPUs and no driver runs them.
+    #[arg(long, value_name = "COMMAND")]
+    pub install_driver: Option<String>,
     /// Where the GPUs go when the placement ends.
     #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
     pub return_to: ReturnTo,
@@ -592,7 +596,7 @@ mod tests {
             "berth place p --vm v",
             "berth place p --vm v --gpus 4 --model A16,A30 --model L40S --exclude-model H100 --min-vram 24GiB --node n \
              --exclude-node m --cluster c --spread-group g --require-numa --cpu 0.5 --memory 64GiB --hold 10m --queue 2h \
-             --allow-standalone --verify driver-bound --return-to pool --request-id r --wait --timeout 5m -o json",
+             --allow-standalone --verify driver-bound --install-driver nvidia --return-to pool --request-id r --wait --timeout 5m -o json",
             "berth commit p --vm-id 8fce3318-aa0f-4de3-8664-278533573cd2 --version 3",
             "berth release p --wait --uid u --version 2",
             "berth adopt --node n --dry-run -o json",

@@ -53,6 +53,8 @@ struct Entry {
     verify: VerifyEntry,
     #[serde(default)]
     return_to: ReturnEntry,
+    #[serde(default)]
+    install_driver: String,
 }
 
 fn one() -> u32 {
@@ -209,6 +211,7 @@ fn draft(entry: &Entry, name: String, vm: String) -> Result<PlacementRequest, Ve
             ReturnEntry::Host => ReturnTo::Host,
             ReturnEntry::Pool => ReturnTo::Pool,
         },
+        install_driver: entry.install_driver.clone(),
     };
     PlacementRequest::new(draft).map_err(|errors| errors.into_iter().map(|e| (e.field, e.problem)).collect())
 }
@@ -264,7 +267,7 @@ mod tests {
         refuse(
             "- name: a\n  colour: red\n",
             expect![
-                "w.yaml:2: unknown field `colour`, expected one of name, count, vm, gpus, models, exclude_models, min_vram_bytes, node, exclude_nodes, cluster, spread_group, locality, resources, hold, queue, allow_standalone, verify, return_to"
+                "w.yaml:2: unknown field `colour`, expected one of name, count, vm, gpus, models, exclude_models, min_vram_bytes, node, exclude_nodes, cluster, spread_group, locality, resources, hold, queue, allow_standalone, verify, return_to, install_driver"
             ],
         );
         refuse("name: a\n", expect!["w.yaml:1: expected sequence start"]);

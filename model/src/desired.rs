@@ -1,7 +1,7 @@
 //! What one node should hold: the whole of it, sent to its agent at every change and at every new session.
 
 use crate::gpu::{Fingerprint, MmioSize};
-use crate::id::{FleetId, PlacementName, PlacementUid, VmId};
+use crate::id::{CommandName, FleetId, PlacementName, PlacementUid, VmId};
 use crate::pci::DeviceAddress;
 use crate::request::{ReturnTo, VerifyLevel};
 use crate::trace::TraceParent;
@@ -39,6 +39,8 @@ pub struct DesiredPlacement {
     pub verify: VerifyLevel,
     /// Where the GPUs go on [`Intent::Detached`].
     pub return_to: ReturnTo,
+    /// Which of the node's driver-install commands to run in the guest, once, when it shows the GPUs and no driver runs them.
+    pub install_driver: Option<CommandName>,
     /// The trace of the call that asked for it.
     pub trace: Option<TraceParent>,
 }

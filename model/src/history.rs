@@ -1,13 +1,16 @@
-//! What is kept with a placement for whoever asks later what was done: how it began, and what was done by force.
+//! What is kept with a placement for whoever asks later what was done: how it began, what was done by force, and what was run
+//! in its guest.
 
 use crate::id::{Owner, Tag};
+use crate::install::Install;
 use crate::pci::DeviceAddress;
 use crate::placement::StepKind;
 use crate::time::Timestamp;
 use std::fmt;
 
-/// Most notes of one placement: it is adopted once, and each function of 16 cards with 8 functions is forced once.
-pub const MAX_NOTES: usize = 129;
+/// Most notes of one placement: it is adopted once, each function of 16 cards with 8 functions is forced once, and a command
+/// runs in its guest once, of which an agent may first not know how it ended.
+pub const MAX_NOTES: usize = 131;
 /// Most tags of one placement.
 pub const MAX_TAGS: usize = 32;
 
@@ -27,6 +30,8 @@ pub enum Note {
     Adopted(Adoption),
     /// A safeguard of the host was overridden.
     Forced(Forced),
+    /// A driver-install command was run in its guest.
+    Installed(Install),
 }
 
 /// Whose an adopted placement is. Who adopted it is its caller.
@@ -73,6 +78,7 @@ impl fmt::Display for Note {
                 Ok(())
             }
             Self::Forced(forced) => forced.fmt(f),
+            Self::Installed(install) => install.fmt(f),
         }
     }
 }

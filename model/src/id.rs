@@ -144,6 +144,10 @@ text_id!(
     PlacementName, "placement name", 128, "letters, digits, '-', '.', '_', starting with a letter or digit", host_like
 );
 text_id!(
+    /// A driver-install command, as a node's settings name it. Never the command itself.
+    CommandName, "command name", 64, "letters, digits, '-', '.', '_', starting with a letter or digit", host_like
+);
+text_id!(
     /// The caller's own id of one Create call, for safe repetition.
     RequestId, "request id", 128, "printable ASCII without spaces", |_, c| c.is_ascii_graphic()
 );

@@ -10,6 +10,7 @@ pub mod errors;
 pub mod gpu;
 pub mod history;
 pub mod id;
+pub mod install;
 pub mod inventory;
 pub mod mmio;
 pub mod node;
@@ -21,5 +22,5 @@ pub mod time;
 pub mod trace;
 pub mod vm;
 
-pub use id::{GpuId, ModelName, NodeName, PlacementName, PlacementUid, RequestId, VmId, VmName};
+pub use id::{CommandName, GpuId, ModelName, NodeName, PlacementName, PlacementUid, RequestId, VmId, VmName};
 pub use time::Timestamp;

@@ -4,6 +4,7 @@ use crate::gpu::Fingerprint;
 use crate::gpu::MmioSize;
 use crate::history::{Adoption, Forced, Note, Noted};
 use crate::id::{GpuId, ModelName, NodeName, PlacementName, PlacementUid, VmId};
+use crate::install::Install;
 use crate::pci::DeviceAddress;
 use crate::request::PlacementRequest;
 use crate::time::Timestamp;
@@ -234,6 +235,8 @@ pub enum StepKind {
     StartVm,
     /// Ask the guest.
     Verify,
+    /// Run a driver-install command in the guest.
+    InstallDriver,
     /// Take it out of the VM's configuration.
     Detach,
     /// Give it back to the host.
@@ -246,7 +249,7 @@ pub enum StepKind {
 
 impl StepKind {
     /// Every step, for tables and round trips.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Check,
         Self::MakeStandalone,
         Self::StopVm,
@@ -256,6 +259,7 @@ impl StepKind {
         Self::Attach,
         Self::StartVm,
         Self::Verify,
+        Self::InstallDriver,
         Self::Detach,
         Self::Mount,
         Self::Enable,
@@ -274,6 +278,7 @@ impl StepKind {
             Self::Attach => "Attach",
             Self::StartVm => "StartVm",
             Self::Verify => "Verify",
+            Self::InstallDriver => "InstallDriver",
             Self::Detach => "Detach",
             Self::Mount => "Mount",
             Self::Enable => "Enable",
@@ -345,6 +350,8 @@ pub struct Progress {
     pub report: StepReport,
     /// All that was done by force for it so far, each time anew: a report may be lost.
     pub forced: Vec<Forced>,
+    /// The driver-install command that was run in its guest, each time anew.
+    pub install: Option<Install>,
 }
 
 /// How work on a placement goes.
@@ -472,7 +479,7 @@ impl Placement {
     pub fn adoption(&self) -> Option<&Adoption> {
         self.history.iter().find_map(|noted| match &noted.what {
             Note::Adopted(adoption) => Some(adoption),
-            Note::Forced(_) => None,
+            Note::Forced(_) | Note::Installed(_) => None,
         })
     }
 
@@ -480,7 +487,15 @@ impl Placement {
     pub fn forced(&self) -> impl Iterator<Item = &Forced> {
         self.history.iter().filter_map(|noted| match &noted.what {
             Note::Forced(forced) => Some(forced),
-            Note::Adopted(_) => None,
+            Note::Adopted(_) | Note::Installed(_) => None,
+        })
+    }
+
+    /// The driver-install command that was run in its guest, as was last told.
+    pub fn installed(&self) -> Option<&Install> {
+        self.history.iter().rev().find_map(|noted| match &noted.what {
+            Note::Installed(install) => Some(install),
+            Note::Adopted(_) | Note::Forced(_) => None,
         })
     }
 

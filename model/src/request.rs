@@ -1,6 +1,6 @@
 //! What a caller can ask for. A [`PlacementRequest`] that exists is legal; the check names every bad field at once.
 
-use crate::id::{ClusterName, InvalidName, ModelName, NodeName, PlacementName, RequestId};
+use crate::id::{ClusterName, CommandName, InvalidName, ModelName, NodeName, PlacementName, RequestId};
 use crate::vm::VmSelector;
 use std::fmt;
 use std::time::Duration;
@@ -114,6 +114,8 @@ pub struct Draft {
     pub verify: VerifyLevel,
     /// See [`PlacementRequest::return_to`].
     pub return_to: ReturnTo,
+    /// See [`PlacementRequest::install_driver`]; empty means none.
+    pub install_driver: String,
 }
 
 /// A legal request.
@@ -155,6 +157,9 @@ pub struct PlacementRequest {
     pub verify: VerifyLevel,
     /// Where the GPUs go afterwards.
     pub return_to: ReturnTo,
+    /// Which of the node's driver-install commands is run in the guest when it shows the GPUs and no driver runs them. Only
+    /// with [`VerifyLevel::DriverBound`].
+    pub install_driver: Option<CommandName>,
 }
 
 /// Parses one field, noting what is wrong with it.
@@ -234,6 +239,7 @@ impl PlacementRequest {
             allow_standalone,
             verify,
             return_to,
+            install_driver,
         } = draft;
         let mut errors = Vec::new();
         let e = &mut errors;
@@ -257,6 +263,11 @@ impl PlacementRequest {
         let spread_group = optional::<PlacementName>(e, "spread_group", &spread_group);
         let hold = wait(e, "hold", hold);
         let queue = wait(e, "queue", queue);
+        let install_driver = optional::<CommandName>(e, "install_driver", &install_driver);
+        if install_driver.is_some() && verify != VerifyLevel::DriverBound {
+            // Nobody would look whether there is a driver already, nor whether there is one afterwards.
+            e.push(FieldError::new("install_driver", "needs verify to be DriverBound"));
+        }
         match (request_id, name, vm) {
             (Some(request_id), Some(name), Some(vm)) if errors.is_empty() => Ok(Self {
                 request_id,
@@ -277,6 +288,7 @@ impl PlacementRequest {
                 allow_standalone,
                 verify,
                 return_to,
+                install_driver,
             }),
             _ => Err(errors),
         }
@@ -303,6 +315,7 @@ impl PlacementRequest {
             allow_standalone,
             verify,
             return_to,
+            install_driver,
         } = self;
         let fields = [
             ("name", *name == other.name),
@@ -322,6 +335,7 @@ impl PlacementRequest {
             ("allow_standalone", *allow_standalone == other.allow_standalone),
             ("verify", *verify == other.verify),
             ("return_to", *return_to == other.return_to),
+            ("install_driver", *install_driver == other.install_driver),
         ];
         fields.into_iter().find(|(_, same)| !same).map(|(name, _)| name)
     }
@@ -381,6 +395,23 @@ mod tests {
             expect![[r#"
                 exclude_models: excludes A2, which models asks for
                 exclude_nodes: excludes n1, which node asks for"#]],
+        );
+    }
+
+    #[test]
+    fn a_driver_is_installed_only_where_somebody_looks_for_it_and_by_a_name() {
+        let installs = |verify, name: &str| Draft { verify, install_driver: name.into(), ..draft() };
+        let request = PlacementRequest::new(installs(VerifyLevel::DriverBound, "nvidia-550")).unwrap();
+        assert_eq!(request.install_driver.unwrap().as_str(), "nvidia-550");
+        refuse(
+            installs(VerifyLevel::Visible, "nvidia"),
+            expect![[r#"install_driver: needs verify to be DriverBound"#]],
+        );
+        refuse(
+            installs(VerifyLevel::DriverBound, "sh -c 'reboot'"),
+            expect![[
+                r#"install_driver: command name "sh -c 'reboot'" has the character ' ' at position 2; allowed are letters, digits, '-', '.', '_', starting with a letter or digit"#
+            ]],
         );
     }
 

@@ -7,6 +7,9 @@ pub mod sim;
 use async_trait::async_trait;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::step::Step;
+use berth_model::CommandName;
+use berth_model::VmId;
+use berth_model::install::Install;
 use berth_model::node::HostFacts;
 use berth_model::placement::{StepError, StepErrorClass};
 
@@ -59,4 +62,13 @@ pub trait HostDriver: Send + Sync + 'static {
 
     /// Takes one step. `Ok` says that the host reported success, no more.
     async fn act(&self, step: &Step) -> Result<(), DriverError>;
+
+    /// Runs one of the node's driver-install commands in a VM's guest and says how it ended: [`Step::InstallDriver`] is
+    /// carried out by this, for what the command said can be had only once. An error other than a timeout means that it
+    /// was surely not begun.
+    async fn install(&self, vm: &VmId, command: &CommandName) -> Result<Install, DriverError> {
+        Err(DriverError::Forbidden(format!(
+            "there is no driver-install command {command} for VM {vm}: this node's driver runs none"
+        )))
+    }
 }

@@ -10,8 +10,10 @@ use crate::link::{Host, News, Orders};
 use crate::metrics::{Figures, INSTRUMENTS};
 use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::HostView;
+use berth_agent_core::step::Step;
 use berth_agent_core::work::{Pace, Start, Todo, Work};
 use berth_model::desired::{DesiredNode, DesiredPlacement};
+use berth_model::install::Install;
 use berth_model::node::HostFacts;
 use berth_model::placement::{Progress, StepError, StepKind, StepReport};
 use berth_model::{NodeName, PlacementUid, Timestamp};
@@ -37,6 +39,9 @@ pub struct Limits {
     pub look: Duration,
     /// A step that waits for a guest: shutting down alone may take five minutes before it is forced.
     pub guest_step: Duration,
+    /// A driver-install command in a guest. The driver's own limit comes first: the longest that can be set, and as long again
+    /// for the way in and for the end of what hangs.
+    pub install_step: Duration,
     /// Any other step. Host cmdlets take seconds; a device that hangs while it is dismounted takes a minute or two.
     pub host_step: Duration,
     /// Steps at once, of different placements. The host's own management serialises much; more only wait there.
@@ -50,6 +55,7 @@ impl Default for Limits {
         Self {
             look: Duration::from_secs(600),
             guest_step: Duration::from_secs(600),
+            install_step: Duration::from_secs(7200),
             host_step: Duration::from_secs(300),
             steps: 8,
             // A full disk is emptied by people; a second costs them nothing.
@@ -62,6 +68,7 @@ impl Limits {
     fn of(&self, step: StepKind) -> Duration {
         match step {
             StepKind::StopVm | StepKind::StartVm | StepKind::Verify => self.guest_step,
+            StepKind::InstallDriver => self.install_step,
             StepKind::Check
             | StepKind::MakeStandalone
             | StepKind::ConfigureVm
@@ -79,7 +86,12 @@ impl Limits {
 /// What a look gave: the view, and the facts if they were asked for and given.
 type Looked = (Result<HostView, String>, Option<HostFacts>);
 /// What a step gave.
-type Stepped = (PlacementUid, Result<(), StepError>);
+type Stepped = (PlacementUid, Gave);
+
+enum Gave {
+    Ended(Result<(), StepError>),
+    Installed(Result<Install, StepError>),
+}
 
 /// The agent's hands and eyes.
 pub(crate) struct Reconcile {
@@ -159,8 +171,11 @@ impl Reconcile {
                     self.looking = OptionFuture::default();
                     self.take_look(looked);
                 }
-                Some((uid, result)) = self.acting.next(), if !self.acting.is_empty() => {
-                    self.work.stepped(&uid, result);
+                Some((uid, gave)) = self.acting.next(), if !self.acting.is_empty() => {
+                    match gave {
+                        Gave::Ended(result) => self.work.stepped(&uid, result),
+                        Gave::Installed(result) => self.work.installed(&uid, result),
+                    }
                     self.fill();
                 }
                 Some(()) = pause => {}
@@ -341,20 +356,47 @@ impl Reconcile {
             let begun = Instant::now();
             let call = trace.child(names::TRACE_DRIVER);
             call.set(names::STEP, kind.name());
-            let result = call.within(bounded(limit, driver.act(&step))).await.map_err(StepError::from);
-            if let Err(error) = &result {
+            let gave = match &step {
+                Step::InstallDriver { vm, command } => Gave::Installed(
+                    call.within(bounded(limit, driver.install(vm, command))).await.map_err(StepError::from),
+                ),
+                Step::MakeStandalone { .. }
+                | Step::StopVm { .. }
+                | Step::ConfigureVm { .. }
+                | Step::Disable { .. }
+                | Step::Dismount { .. }
+                | Step::Attach { .. }
+                | Step::StartVm { .. }
+                | Step::Verify { .. }
+                | Step::Detach { .. }
+                | Step::DetachStale { .. }
+                | Step::Mount { .. }
+                | Step::Enable { .. }
+                | Step::RestoreVm { .. } => {
+                    Gave::Ended(call.within(bounded(limit, driver.act(&step))).await.map_err(StepError::from))
+                }
+            };
+            let result = match &gave {
+                Gave::Ended(result) => result.as_ref().map(|()| None),
+                Gave::Installed(result) => result.as_ref().map(Some),
+            };
+            if let Err(error) = result {
                 call.fail(error.class.name(), &error.text);
                 trace.fail(error.class.name(), &error.text);
             }
             drop(call);
-            let class = result.as_ref().map_or_else(|error| error.class.name(), |()| "Ok");
+            let class = result.map_or_else(|error| error.class.name(), |_| "Ok");
             INSTRUMENTS.step_duration.record(
                 begun.elapsed().as_secs_f64(),
                 &[KeyValue::new(STEP, kind.name()), KeyValue::new(CLASS, class)],
             );
             let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            trace.in_scope(|| match &result {
-                Ok(()) => tracing::info!(
+            trace.in_scope(|| match result {
+                // Its output is not the log's business.
+                Ok(Some(run)) => tracing::info!(
+                    { names::STEP } = %kind, { names::DURATION_MS } = duration_ms, "{run}"
+                ),
+                Ok(None) => tracing::info!(
                     { names::STEP } = %kind, { names::DURATION_MS } = duration_ms, "{}", names::EVENT_STEP_ENDED
                 ),
                 Err(error) => tracing::warn!(
@@ -362,7 +404,7 @@ impl Reconcile {
                     { names::ERROR_CLASS } = error.class.name(), { names::ERROR } = %error, "{}", names::EVENT_STEP_ENDED
                 ),
             });
-            (uid, result)
+            (uid, gave)
         };
         Box::pin(act.instrument(span))
     }

@@ -131,6 +131,7 @@ impl Behind {
             | Step::ConfigureVm { .. }
             | Step::StartVm { .. }
             | Step::Verify { .. }
+            | Step::InstallDriver { .. }
             | Step::RestoreVm { .. } => None,
         };
         let slot = self.moved.iter().find(|(gpu, _)| gpu.card() == address.card());

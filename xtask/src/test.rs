@@ -116,6 +116,8 @@ impl Part {
             Self::PowerShell | Self::Windows => ci && powershell && installs,
             Self::Guest => ci && installs,
             Self::Unit
+            | Self::Chart
+            | Self::Telemetry
             | Self::Store
             | Self::Etcd
             | Self::Tls

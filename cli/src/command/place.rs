@@ -59,6 +59,7 @@ fn request(args: Place) -> v1::PlacementRequest {
         queue,
         allow_standalone,
         verify,
+        install_driver,
         return_to,
         request_id,
         wait: _,
@@ -98,6 +99,7 @@ fn request(args: Place) -> v1::PlacementRequest {
         allow_standalone,
         verify: verify.into(),
         return_to: return_to.into(),
+        install_driver: install_driver.unwrap_or_default(),
     }
 }
 
@@ -126,7 +128,7 @@ mod tests {
         let got = parse(
             "berth place p --vm v --gpus 4 --model A16,A30 --exclude-model H100 --min-vram 24GiB --node n --exclude-node m \
              --cluster c --spread-group g --require-numa --cpu 0.5 --memory 64GiB --hold 10m --queue 2h --allow-standalone \
-             --verify driver-bound --return-to pool --request-id r",
+             --verify driver-bound --install-driver nvidia --return-to pool --request-id r",
         );
         let wanted = v1::PlacementRequest {
             request_id: "r".into(),
@@ -147,6 +149,7 @@ mod tests {
             allow_standalone: true,
             verify: v1::VerifyLevel::DriverBound.into(),
             return_to: v1::ReturnTo::Pool.into(),
+            install_driver: "nvidia".into(),
         };
         assert_eq!(got, wanted);
     }

@@ -43,6 +43,7 @@ pub fn entry(placement: &Placement) -> Option<DesiredPlacement> {
         allow_standalone: placement.request.allow_standalone,
         verify: placement.request.verify,
         return_to: placement.request.return_to,
+        install_driver: placement.request.install_driver.clone(),
         trace: placement.trace.clone(),
     })
 }

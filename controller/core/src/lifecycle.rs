@@ -60,7 +60,7 @@ fn stage(step: StepKind) -> Option<u8> {
         | StepKind::Dismount => Some(0),
         StepKind::Attach => Some(1),
         StepKind::StartVm => Some(2),
-        StepKind::Verify => Some(3),
+        StepKind::Verify | StepKind::InstallDriver => Some(3),
         StepKind::Detach | StepKind::Mount | StepKind::Enable | StepKind::RestoreVm => None,
     }
 }

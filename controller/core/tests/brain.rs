@@ -273,7 +273,7 @@ impl Fixture {
         let generation = self.brain.desired(&node_name("n1")).unwrap().generation;
         self.input(Input::Progress {
             node: node_name("n1"),
-            progress: Box::new(Progress { generation, uid, report, forced: Vec::new() }),
+            progress: Box::new(Progress { generation, uid, report, forced: Vec::new(), install: None }),
         });
     }
 
@@ -420,7 +420,7 @@ fn an_old_satisfied_does_not_release() {
     let uid = f.get("p1").uid.clone();
     let attached = f.brain.desired(&node_name("n1")).unwrap().generation;
     f.release("p1");
-    let late = Progress { generation: attached, uid, report: StepReport::Satisfied, forced: Vec::new() };
+    let late = Progress { generation: attached, uid, report: StepReport::Satisfied, forced: Vec::new(), install: None };
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(late.clone()) });
     assert_eq!(f.get("p1").phase.name(), "Releasing", "it said that the GPU is attached, not that it is back");
     let foreign = Progress { generation: 99, ..late };
@@ -441,7 +441,7 @@ fn what_an_agent_did_for_a_later_wish_than_the_store_remembers_is_no_answer_to_t
     let report = StepReport::Satisfied;
     f.input(Input::Progress {
         node: node_name("n1"),
-        progress: Box::new(Progress { generation: 7, uid, report, forced: Vec::new() }),
+        progress: Box::new(Progress { generation: 7, uid, report, forced: Vec::new(), install: None }),
     });
     f.check(expect![[r#"
         p1 Preparing n1/PCIROOT(0)#PCI(0000)
@@ -490,8 +490,13 @@ fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
     f.connect_holding("n1", 7, Some(1), fleet(2));
     f.release("mine");
     assert!(!told(&f, "n1"));
-    let answer =
-        Progress { generation: 99, uid: f.get("mine").uid.clone(), report: StepReport::Satisfied, forced: Vec::new() };
+    let answer = Progress {
+        generation: 99,
+        uid: f.get("mine").uid.clone(),
+        report: StepReport::Satisfied,
+        forced: Vec::new(),
+        install: None,
+    };
     assert_eq!(f.input(Input::Progress { node: node_name("n1"), progress: Box::new(answer) }).changes, []);
 
     // Whoever holds nothing, or what is ours, is welcome; so is one from before fleets that the store knows.
@@ -516,7 +521,7 @@ fn a_report_about_a_wish_that_was_never_made_is_no_answer() {
     let report = StepReport::Satisfied;
     f.input(Input::Progress {
         node: node_name("n1"),
-        progress: Box::new(Progress { generation: 2, uid, report, forced: Vec::new() }),
+        progress: Box::new(Progress { generation: 2, uid, report, forced: Vec::new(), install: None }),
     });
     assert_eq!(f.get("p1").phase.name(), "Preparing");
 }
@@ -789,7 +794,7 @@ fn what_an_agent_did_while_no_controller_was_there_is_not_late() {
     f.now = f.now.after(Duration::from_secs(5));
     f.connect("n1");
     let uid = f.get("p1").uid.clone();
-    let progress = Progress { generation, uid, report: StepReport::Satisfied, forced: Vec::new() };
+    let progress = Progress { generation, uid, report: StepReport::Satisfied, forced: Vec::new(), install: None };
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) });
     assert_eq!(f.get("p1").phase, Phase::Active);
 }

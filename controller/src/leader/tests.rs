@@ -112,7 +112,8 @@ async fn what_is_answered_is_durable_visible_and_sent() {
     assert_eq!(sent[&node("n1")].generation, placement.generation);
 
     let generation = placement.generation;
-    let progress = Progress { generation, uid: uid(1), report: StepReport::Satisfied, forced: Vec::new() };
+    let progress =
+        Progress { generation, uid: uid(1), report: StepReport::Satisfied, forced: Vec::new(), install: None };
     let input = Input::Progress { node: node("n1"), progress: Box::new(progress) };
     fixture.leader.feed(session(1), input).await.unwrap();
     eventually("it is active", || fixture.phase("a") == Some(Phase::Active)).await;
@@ -198,8 +199,13 @@ async fn what_an_agent_told_is_asked_for_again_when_it_was_not_committed() {
     let fixture = Fixture::with_node(2, &["a"]).await;
     let made = fixture.leader.submit(create(1, "a")).await.unwrap().placement.unwrap();
     let done = || {
-        let progress =
-            Progress { generation: made.generation, uid: uid(1), report: StepReport::Satisfied, forced: Vec::new() };
+        let progress = Progress {
+            generation: made.generation,
+            uid: uid(1),
+            report: StepReport::Satisfied,
+            forced: Vec::new(),
+            install: None,
+        };
         Input::Progress { node: node("n1"), progress: Box::new(progress) }
     };
     fixture.store.fail(Fault::Full);

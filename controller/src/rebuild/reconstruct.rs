@@ -181,7 +181,8 @@ fn placement(
     now: Timestamp,
 ) -> Result<Placement, String> {
     let Held { node, generation, placement } = held;
-    let DesiredPlacement { uid, name, vm, gpus, intent, allow_standalone, verify, return_to, trace } = placement;
+    let DesiredPlacement { uid, name, vm, gpus, intent, allow_standalone, verify, return_to, install_driver, trace } =
+        placement;
     let model = |address| surveys.and_then(|surveys| surveys.get(address)).map_or_else(unknown, |s| s.model.clone());
     let assigned: Vec<AssignedGpu> = gpus
         .iter()
@@ -202,6 +203,7 @@ fn placement(
         allow_standalone: *allow_standalone,
         verify: *verify,
         return_to: *return_to,
+        install_driver: install_driver.as_ref().map(ToString::to_string).unwrap_or_default(),
         ..Draft::default()
     });
     let request = request.map_err(crate::console::list)?;

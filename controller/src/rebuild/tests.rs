@@ -26,6 +26,7 @@ fn holds(number: u32, name: &str, slot: usize, intent: Intent) -> DesiredPlaceme
         allow_standalone: true,
         verify: VerifyLevel::Visible,
         return_to: ReturnTo::Pool,
+        install_driver: None,
         trace: None,
     }
 }

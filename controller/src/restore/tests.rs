@@ -38,8 +38,13 @@ fn world(placements: u32) -> Content {
         decide(&mut brain, create(number, &format!("p{number}")));
     }
     if let Some(first) = brain.world().placement(&"p1".parse().unwrap()).cloned() {
-        let progress =
-            Progress { generation: first.generation, uid: uid(1), report: StepReport::Satisfied, forced: Vec::new() };
+        let progress = Progress {
+            generation: first.generation,
+            uid: uid(1),
+            report: StepReport::Satisfied,
+            forced: Vec::new(),
+            install: None,
+        };
         decide(&mut brain, Input::Progress { node: node("n1"), progress: Box::new(progress) });
     }
     let placements = brain.world().placements().map(|p| Placement { version: 1, ..Placement::clone(p) }).collect();

@@ -6,11 +6,13 @@
 use crate::observed::VmSettings;
 use berth_model::gpu::Survey;
 use berth_model::history::Forced;
+use berth_model::install::Install;
 use berth_model::pci::DeviceAddress;
 use berth_model::{PlacementUid, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Small: at most one entry for each GPU and each VM of a host, and for each placement one for each of its functions.
+/// Small: at most one entry for each GPU and each VM of a host, and for each placement one for each of its functions and
+/// one for what was run in its guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Settings of VMs as they were before Berth first changed them.
@@ -27,6 +29,9 @@ pub struct Memory {
     /// Functions that a release was to give back to the host and had to leave, because they were gone. One that turns up
     /// in the pool is not there on purpose. Forgotten when the host or a VM has it.
     pub left: BTreeSet<DeviceAddress>,
+    /// The driver-install command that was begun in a placement's guest, kept before it is begun: it is run once, whatever
+    /// becomes of the agent meanwhile, and told again and again. Forgotten when the placement is no longer wished.
+    pub installs: BTreeMap<PlacementUid, Install>,
 }
 
 impl Memory {

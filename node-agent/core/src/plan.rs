@@ -2,7 +2,7 @@
 //!
 //! Must be given a settled view: a VM that it lacks is surely gone, a GPU that is surely gone is `Missing` in it.
 
-use crate::guest;
+use crate::guest::{self, Shortfall};
 use crate::memory::Memory;
 use crate::mmio;
 use crate::observed::{Checkpoints, HostView, StopAction, VmMemory, VmSettings, VmView};
@@ -119,7 +119,7 @@ fn attached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Nex
     let sizes: Vec<_> = desired.gpus.iter().map(|gpu| gpu.mmio).collect();
     let settings = wanted_settings(&vm.settings, &sizes);
     if vm.settings == settings && cards.iter().flatten().all(in_vm) {
-        return run(desired, vm);
+        return run(desired, vm, memory);
     }
     match vm.vm.state {
         VmState::Off => prepare(vm, settings, &cards, view),
@@ -180,12 +180,32 @@ fn prepare(vm: &VmView, settings: VmSettings, cards: &[Vec<DeviceAddress>], view
 }
 
 /// Everything is in the VM: start it and verify.
-fn run(desired: &DesiredPlacement, vm: &VmView) -> Next {
+fn run(desired: &DesiredPlacement, vm: &VmView, memory: &Memory) -> Next {
     match vm.vm.state {
         VmState::Off => Next::Do(Step::StartVm { vm: vm.vm.id.clone() }),
-        VmState::Running if guest::shortfall(desired, vm.guest.as_ref()).is_none() => Next::Done,
-        VmState::Running => Next::Do(Step::Verify { vm: vm.vm.id.clone() }),
+        VmState::Running => match guest::shortfall(desired, vm.guest.as_ref()) {
+            None => Next::Done,
+            Some(lack) => show(desired, vm, &lack, memory),
+        },
         VmState::Saved | VmState::Paused | VmState::Changing | VmState::Unknown => wait_for(vm),
+    }
+}
+
+/// The guest does not show what it should: ask it again, unless something must be done there first.
+fn show(desired: &DesiredPlacement, vm: &VmView, lack: &Shortfall, memory: &Memory) -> Next {
+    let ask = Next::Do(Step::Verify { vm: vm.vm.id.clone() });
+    // One that runs some of the devices is installed; what keeps it from the others, no installer puts right.
+    let (Shortfall::NoDriver { bound: 0, .. }, Some(command)) = (lack, &desired.install_driver) else { return ask };
+    match memory.installs.get(&desired.uid) {
+        None => Next::Do(Step::InstallDriver { vm: vm.vm.id.clone(), command: command.clone() }),
+        // What the guest showed before it is forgotten when it begins: this was asked afterwards.
+        Some(run) if run.end.is_failure() => {
+            let said = run.output.last_line().map(|line| format!(", saying {line}")).unwrap_or_default();
+            let text = format!("{run}{said}; {lack}");
+            impossible(StepKind::InstallDriver, StepErrorClass::Failed, text)
+        }
+        // It may take the driver a while to start, and a command that nobody saw ending may still be running.
+        Some(_) => ask,
     }
 }
 

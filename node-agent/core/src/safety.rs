@@ -288,7 +288,7 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
             in_state(view, address, |state| *state == GpuState::Pooled)
         }
         (Step::StartVm { .. }, Some(vm)) => rules.start(vm),
-        (Step::Verify { .. }, Some(vm)) => rules.settled(vm),
+        (Step::Verify { .. } | Step::InstallDriver { .. }, Some(vm)) => rules.settled(vm),
         (Step::Detach { .. }, Some(vm)) => off(vm),
         (Step::DetachStale { .. }, Some(vm)) => {
             off(vm)?;
@@ -319,6 +319,7 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
             | Step::Attach { vm, .. }
             | Step::StartVm { vm }
             | Step::Verify { vm }
+            | Step::InstallDriver { vm, .. }
             | Step::Detach { vm, .. }
             | Step::DetachStale { vm },
             None,
@@ -335,7 +336,8 @@ fn wanted(step: &Step, intent: Intent) -> Result<(), Violation> {
         | Step::Dismount { .. }
         | Step::Attach { .. }
         | Step::StartVm { .. }
-        | Step::Verify { .. } => intent == Intent::Attached,
+        | Step::Verify { .. }
+        | Step::InstallDriver { .. } => intent == Intent::Attached,
         Step::Detach { .. }
         | Step::DetachStale { .. }
         | Step::Mount { .. }

@@ -1,9 +1,9 @@
 //! The steps an agent can take on a host. Each names one thing, can be repeated, and is believed only after looking again.
 
 use crate::observed::VmSettings;
-use berth_model::VmId;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::StepKind;
+use berth_model::{CommandName, VmId};
 use std::fmt;
 
 /// One step. Never a list, never "all": every step names the one VM or the one device it is about.
@@ -53,6 +53,13 @@ pub enum Step {
         /// The VM.
         vm: VmId,
     },
+    /// Run a driver-install command in a VM's guest: the one step whose result is believed, as far as it is about the command.
+    InstallDriver {
+        /// The VM.
+        vm: VmId,
+        /// Which of the node's commands.
+        command: CommandName,
+    },
     /// Take a device out of a VM's configuration.
     Detach {
         /// The VM.
@@ -97,6 +104,7 @@ impl Step {
             Self::Attach { .. } => StepKind::Attach,
             Self::StartVm { .. } => StepKind::StartVm,
             Self::Verify { .. } => StepKind::Verify,
+            Self::InstallDriver { .. } => StepKind::InstallDriver,
             Self::Detach { .. } | Self::DetachStale { .. } => StepKind::Detach,
             Self::Mount { .. } => StepKind::Mount,
             Self::Enable { .. } => StepKind::Enable,
@@ -113,6 +121,7 @@ impl Step {
             | Self::Attach { vm, .. }
             | Self::StartVm { vm }
             | Self::Verify { vm }
+            | Self::InstallDriver { vm, .. }
             | Self::Detach { vm, .. }
             | Self::DetachStale { vm }
             | Self::RestoreVm { vm, .. } => Some(vm),
@@ -134,6 +143,7 @@ impl Step {
             | Self::ConfigureVm { .. }
             | Self::StartVm { .. }
             | Self::Verify { .. }
+            | Self::InstallDriver { .. }
             | Self::DetachStale { .. }
             | Self::RestoreVm { .. } => None,
         }
@@ -153,6 +163,7 @@ impl fmt::Display for Step {
             | Self::Attach { .. }
             | Self::StartVm { .. }
             | Self::Verify { .. }
+            | Self::InstallDriver { .. }
             | Self::Detach { .. }
             | Self::Mount { .. }
             | Self::Enable { .. }

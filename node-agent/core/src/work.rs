@@ -12,8 +12,9 @@ use crate::report::{Reporter, Tracker};
 use crate::step::Step;
 use berth_model::desired::{DesiredNode, DesiredPlacement, Intent};
 use berth_model::history::Forced;
+use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::inventory::InventoryReport;
-use berth_model::placement::{Progress, StepError, StepKind, StepReport};
+use berth_model::placement::{Progress, StepError, StepErrorClass, StepKind, StepReport};
 use berth_model::trace::TraceParent;
 use berth_model::{PlacementUid, Timestamp};
 use job::{Job, Stage, Verdict};
@@ -203,12 +204,15 @@ impl Work {
         let jobs = self.jobs.iter().filter(|(_, job)| !job.withdrawn);
         let told = jobs.filter_map(|(uid, job)| {
             job.standing(uid, self.generation).or_else(|| {
-                // Nothing is reported of what is only watched, but what was done for it by force must be learned of.
-                self.memory.forced.contains_key(uid).then(|| Progress {
+                // Nothing is reported of what is only watched, but what was done for it by force, or run in its guest, must
+                // be learned of.
+                let unsaid = self.memory.forced.contains_key(uid) || self.memory.installs.contains_key(uid);
+                unsaid.then(|| Progress {
                     generation: self.generation,
                     uid: uid.clone(),
                     report: StepReport::Satisfied,
                     forced: Vec::new(),
+                    install: None,
                 })
             })
         });
@@ -253,6 +257,7 @@ impl Work {
         self.jobs.retain(|_, job| !job.withdrawn || matches!(job.stage, Stage::Acting { .. }));
         let jobs = &self.jobs;
         self.memory.forced.retain(|uid, _| jobs.contains_key(uid));
+        self.memory.installs.retain(|uid, _| jobs.contains_key(uid));
     }
 
     /// A look has ended.
@@ -295,6 +300,27 @@ impl Work {
         }
     }
 
+    /// A driver-install command has ended, or was never begun: then it may be tried again. One that ran too long for the
+    /// driver to say how it ended stays begun.
+    pub fn installed(&mut self, uid: &PlacementUid, result: Result<Install, StepError>) {
+        let result = match result {
+            Ok(run) => {
+                // Whoever withdrew the placement meanwhile has no use for it.
+                if let Some(kept) = self.memory.installs.get_mut(uid) {
+                    *kept = run;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if error.class != StepErrorClass::TimedOut {
+                    self.memory.installs.remove(uid);
+                }
+                Err(error)
+            }
+        };
+        self.stepped(uid, result);
+    }
+
     /// What to do now. To be asked after every input and at [`Todo::wake`].
     pub fn next(&mut self, now: Timestamp) -> Todo {
         let fresh_look = self.looks.begun + 1;
@@ -305,6 +331,9 @@ impl Work {
         let look = self.begin_look(now);
         for progress in &mut self.progress {
             progress.forced = self.memory.forced.get(&progress.uid).into_iter().flatten().cloned().collect();
+            // One that runs now is told when it has ended.
+            let runs = self.jobs.get(&progress.uid).is_some_and(Job::installs);
+            progress.install = self.memory.installs.get(&progress.uid).filter(|_| !runs).cloned();
         }
         let remember = (self.memory != self.kept).then(|| {
             self.kept = self.memory.clone();
@@ -350,6 +379,11 @@ impl Work {
                     if let (true, Step::Dismount { address }) = (self.forcing, &step) {
                         let forced = Forced { step: step.kind(), device: address.clone() };
                         self.memory.forced.entry(uid.clone()).or_default().insert(forced);
+                    }
+                    if let Step::InstallDriver { command, .. } = &step {
+                        let (command, output) = (command.clone(), InstallOutput::default());
+                        let begun = Install { command, end: InstallEnd::Unknown, output };
+                        self.memory.installs.insert(uid.clone(), begun);
                     }
                     start.push(Start { uid, step, attempt, trace: job.desired.trace.clone() });
                 }

@@ -18,9 +18,14 @@
 //! known_hosts = "guest_known_hosts"               # and the guests' host keys, each under its VM's id
 //! port = 22
 //! connect_seconds = 5                             # how long one address may take to accept the connection
+//!
+//! [hyperv.guest.install.nvidia]                   # what a placement may have run in its guest, by this name
+//! linux = ["sudo", "-n", "/usr/local/sbin/install-driver"]
+//! seconds = 600
 //! ```
 
 mod guest;
+mod install;
 
 use crate::driver::hyperv::Options;
 use berth_model::gpu::Finding;
@@ -160,6 +165,9 @@ pub(super) fn options(
     }
     let guests: Vec<_> = layers.iter().map(|layer| &layer.guest).collect();
     (options.guest_credential, options.guest_login) = guest::ways(&guests, system, &mut bad);
+    if let Some(layer) = guests.iter().find(|layer| !layer.install.is_empty()) {
+        options.guest_installs = install::commands(&layer.install, &mut bad);
+    }
     let given = [
         layers.iter().find_map(|l| l.look_seconds),
         layers.iter().find_map(|l| l.step_seconds),
@@ -277,13 +285,15 @@ mod tests {
             .skip_while(|line| !line.starts_with("//! [hyperv.guest]"))
             .skip(1)
             .take_while(|line| *line != "//! ```")
-            .map(|line| format!("{}\n", line.trim_start_matches("//!")))
+            .map(|line| format!("{}\n", line.trim_start_matches("//!").replace("[hyperv.", "[")))
             .collect();
         let mut layer: Layer = toml::from_str(&format!("[guest]\n{example}")).unwrap();
         layer.lies_in(Path::new("/etc/berth"));
         let options =
             options(&[&layer], Some(Path::new("/w")), &mut |setting, why| panic!("{setting}: {why}")).unwrap();
         assert_eq!(options.guest_credential.as_deref(), Some(Path::new("/etc/berth/guest.xml")));
+        let install = &options.guest_installs[&"nvidia".parse().unwrap()];
+        assert_eq!((install.linux.len(), install.limit), (3, Duration::from_secs(600)));
         let login = options.guest_login.unwrap();
         assert_eq!(login.program, Path::new("/w").join(crate::driver::guest::ssh::PROGRAM));
         assert_eq!((login.user.as_str(), login.port, login.connect), ("berth", 22, Duration::from_secs(5)));

@@ -5,23 +5,26 @@
 
 mod answer;
 mod facts;
+mod install;
 mod powershell;
 mod request;
 pub mod script;
 mod verify;
 mod view;
 
+use super::guest::install::Command;
 use super::guest::ssh::Login;
 use super::{DriverError, HostDriver};
 use answer::{Failure, HostWords, Kind, Look, Stepped, Survey};
 use async_trait::async_trait;
 use berth_agent_core::observed::HostView;
 use berth_agent_core::step::Step;
-use berth_model::VmId;
 use berth_model::gpu::Finding;
+use berth_model::install::Install;
 use berth_model::node::{BootId, HostFacts};
 use berth_model::placement::StepErrorClass;
 use berth_model::vm::{VmDevice, VmState};
+use berth_model::{CommandName, VmId};
 use berth_telemetry::names;
 use powershell::PowerShell;
 #[cfg(test)]
@@ -49,6 +52,8 @@ pub struct Options {
     pub mmio_high_cap_bytes: Option<u64>,
     /// How Linux guests are logged in to.
     pub guest_login: Option<Login>,
+    /// What may be run in guests.
+    pub guest_installs: BTreeMap<CommandName, Command>,
     /// How long a look may take.
     pub look: Duration,
     /// How long one step may take.
@@ -67,6 +72,7 @@ impl Options {
             guest_credential: None,
             mmio_high_cap_bytes: None,
             guest_login: None,
+            guest_installs: BTreeMap::new(),
             // Some seconds for each of PnP, pool and a hundred VMs.
             look: Duration::from_secs(100),
             // A device that hangs while it is dismounted takes a minute or two.
@@ -302,6 +308,10 @@ impl HostDriver for HyperV {
         Ok(seen)
     }
 
+    async fn install(&self, vm: &VmId, command: &CommandName) -> Result<Install, DriverError> {
+        self.install_driver(vm, command).await
+    }
+
     async fn act(&self, step: &Step) -> Result<(), DriverError> {
         match step {
             Step::MakeStandalone { vm } => {
@@ -326,6 +336,7 @@ impl HostDriver for HyperV {
             Step::Attach { vm, address } => self.step("attach", &request::vm_device(vm, address)?).await,
             Step::StartVm { vm } => self.step("start-vm", &request::vm(vm)?).await,
             Step::Verify { vm } => self.verify(vm).await,
+            Step::InstallDriver { vm, command } => self.install_driver(vm, command).await.map(drop),
             Step::Detach { vm, address } => self.step("detach", &request::vm_device(vm, address)?).await,
             Step::DetachStale { vm } => {
                 let records = self.known().stale.get(vm).copied().unwrap_or(0);

@@ -8,6 +8,7 @@ use berth_agent_core::memory::Memory;
 use berth_agent_core::observed::{CheckpointKind, Checkpoints, StopAction, VmMemory, VmSettings};
 use berth_model::gpu::Survey;
 use berth_model::history::Forced;
+use berth_model::install::Install;
 use berth_model::pci::DeviceAddress;
 use berth_model::{PlacementUid, VmId};
 use berth_proto::v1;
@@ -27,6 +28,17 @@ struct LedgerRecord {
     forced: Vec<ForcedRecord>,
     #[prost(string, repeated, tag = "6")]
     left: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    installs: Vec<InstallRecord>,
+}
+
+/// The driver-install command that was begun for one placement.
+#[derive(Clone, PartialEq, prost::Message)]
+struct InstallRecord {
+    #[prost(string, tag = "1")]
+    uid: String,
+    #[prost(message, optional, tag = "2")]
+    install: Option<v1::Install>,
 }
 
 /// What was done by force for one placement.
@@ -97,8 +109,10 @@ enum CheckpointRecord {
 
 /// The bytes of a state.
 pub(super) fn write(state: &State) -> Vec<u8> {
-    let State { ledger: Ledger { term, desired }, memory: Memory { original, prepared_for, known, forced, left } } =
-        state;
+    let State {
+        ledger: Ledger { term, desired },
+        memory: Memory { original, prepared_for, known, forced, left, installs },
+    } = state;
     let record = LedgerRecord {
         term: *term,
         desired: desired.as_ref().map(Into::into),
@@ -118,6 +132,10 @@ pub(super) fn write(state: &State) -> Vec<u8> {
             .map(|(uid, forced)| ForcedRecord { uid: uid.to_string(), forced: forced.iter().map(Into::into).collect() })
             .collect(),
         left: left.iter().map(ToString::to_string).collect(),
+        installs: installs
+            .iter()
+            .map(|(uid, install)| InstallRecord { uid: uid.to_string(), install: Some(install.into()) })
+            .collect(),
     };
     record.encode_to_vec()
 }
@@ -157,7 +175,7 @@ fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
 
 /// The state of some bytes, or what is wrong with them.
 pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
-    let LedgerRecord { term, desired, original, known, forced, left } =
+    let LedgerRecord { term, desired, original, known, forced, left, installs } =
         LedgerRecord::decode(bytes).map_err(|error| error.to_string())?;
     let desired = desired.map(TryInto::try_into).transpose().map_err(|error| format!("desired state: {error}"))?;
     let mut memory = Memory::default();
@@ -185,6 +203,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
     }
     for address in left {
         memory.left.insert(address.parse().map_err(|error| format!("left: {error}"))?);
+    }
+    for InstallRecord { uid, install } in installs {
+        let of: PlacementUid = uid.parse().map_err(|error| format!("install: {error}"))?;
+        let install = install.ok_or_else(|| format!("install for {uid} is missing"))?;
+        let read: Install = install.try_into().map_err(|error| format!("install for {uid}: {error}"))?;
+        memory.installs.insert(of, read);
     }
     Ok(State { ledger: Ledger { term, desired }, memory })
 }
@@ -236,6 +260,7 @@ pub(super) mod tests {
     use super::*;
     use berth_model::desired::{DesiredGpu, DesiredNode, DesiredPlacement, Intent};
     use berth_model::gpu::{Fingerprint, MmioSize, SerialNumber, Verdict};
+    use berth_model::install::{InstallEnd, InstallOutput};
     use berth_model::placement::StepKind;
     use berth_model::request::{ReturnTo, VerifyLevel};
     use berth_model::{ModelName, PlacementName};
@@ -260,6 +285,7 @@ pub(super) mod tests {
             allow_standalone: true,
             verify: VerifyLevel::Visible,
             return_to: ReturnTo::Pool,
+            install_driver: "nvidia".parse().ok(),
             trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok(),
         };
         DesiredNode { term, generation, fleet: None, placements: vec![placement] }
@@ -307,7 +333,10 @@ pub(super) mod tests {
         memory.left.insert(ADDRESS.parse().unwrap());
         let forced = Forced { step: StepKind::Dismount, device: ADDRESS.parse().unwrap() };
         let uid = PlacementUid::new("00000000-0000-0000-0000-000000000001").unwrap();
-        memory.forced.entry(uid).or_default().insert(forced);
+        memory.forced.entry(uid.clone()).or_default().insert(forced);
+        let output = InstallOutput::of(b"unpacking\n\x1bno headers");
+        let install = Install { command: "nvidia".parse().unwrap(), end: InstallEnd::Exited(1), output };
+        memory.installs.insert(uid, install);
         let state = State { ledger: Ledger { term: 9, desired: Some(desired(8, 3)) }, memory };
         assert_eq!(read(&write(&state)), Ok(state));
         assert_eq!(read(&write(&State::default())), Ok(State::default()));

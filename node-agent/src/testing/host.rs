@@ -126,6 +126,7 @@ impl FakeHost {
             allow_standalone: false,
             verify: VerifyLevel::None,
             return_to: ReturnTo::Host,
+            install_driver: None,
             trace: None,
         }
     }
@@ -183,7 +184,7 @@ impl FakeHost {
             Step::ConfigureVm { vm, settings } | Step::RestoreVm { vm, settings } => {
                 vms.get_mut(vm).unwrap().settings = settings.clone();
             }
-            Step::Verify { .. } => {}
+            Step::Verify { .. } | Step::InstallDriver { .. } => {}
             Step::Disable { address } => place(address, GpuState::Host { driver: Driver::Disabled }),
             Step::Dismount { address } => place(address, GpuState::Pooled),
             Step::Mount { address } => place(address, GpuState::Host { driver: Driver::Disabled }),

@@ -127,7 +127,7 @@ impl FromWire<v1::InventoryReport> for InventoryReport {
 impl From<&Progress> for v1::Progress {
     fn from(model: &Progress) -> Self {
         use v1::progress::{Failed, Report, Satisfied, Working};
-        let Progress { generation, uid, report, forced } = model;
+        let Progress { generation, uid, report, forced, install } = model;
         let report = match report {
             StepReport::Working { step, attempt, last_error } => Report::Working(Working {
                 step: v1::Step::from(*step).into(),
@@ -144,17 +144,19 @@ impl From<&Progress> for v1::Progress {
             placement_uid: uid.to_string(),
             report: Some(report),
             forced: forced.iter().map(Into::into).collect(),
+            install: install.as_ref().map(Into::into),
         }
     }
 }
 
 impl FromWire<v1::Progress> for Progress {
     fn read(wire: v1::Progress, at: At<'_>) -> Option<Self> {
-        let v1::Progress { generation, placement_uid, report, forced } = wire;
+        let v1::Progress { generation, placement_uid, report, forced, install } = wire;
         let uid = at.field("placement_uid").parse(&placement_uid);
         let report = at.field("report").required(report).and_then(|report| read_report(report, at));
         let forced = at.field("forced").messages(forced, MAX_NOTES);
-        Some(Self { generation, uid: uid?, report: report?, forced: forced? })
+        let install = at.field("install").maybe(install);
+        Some(Self { generation, uid: uid?, report: report?, forced: forced?, install: install? })
     }
 }
 
@@ -197,7 +199,18 @@ impl FromWire<v1::DesiredGpu> for DesiredGpu {
 
 impl From<&DesiredPlacement> for v1::DesiredPlacement {
     fn from(model: &DesiredPlacement) -> Self {
-        let DesiredPlacement { uid, name, vm, gpus, intent, allow_standalone, verify, return_to, trace } = model;
+        let DesiredPlacement {
+            uid,
+            name,
+            vm,
+            gpus,
+            intent,
+            allow_standalone,
+            verify,
+            return_to,
+            install_driver,
+            trace,
+        } = model;
         Self {
             uid: uid.to_string(),
             name: name.to_string(),
@@ -208,14 +221,25 @@ impl From<&DesiredPlacement> for v1::DesiredPlacement {
             verify: v1::VerifyLevel::from(*verify).into(),
             return_to: v1::ReturnTo::from(*return_to).into(),
             traceparent: trace.as_ref().map(ToString::to_string).unwrap_or_default(),
+            install_driver: install_driver.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
 
 impl FromWire<v1::DesiredPlacement> for DesiredPlacement {
     fn read(wire: v1::DesiredPlacement, at: At<'_>) -> Option<Self> {
-        let v1::DesiredPlacement { uid, name, vm_id, gpus, intent, allow_standalone, verify, return_to, traceparent } =
-            wire;
+        let v1::DesiredPlacement {
+            uid,
+            name,
+            vm_id,
+            gpus,
+            intent,
+            allow_standalone,
+            verify,
+            return_to,
+            traceparent,
+            install_driver,
+        } = wire;
         let uid = at.field("uid").parse(&uid);
         let name = at.field("name").parse(&name);
         let vm = at.field("vm_id").parse(&vm_id);
@@ -229,6 +253,7 @@ impl FromWire<v1::DesiredPlacement> for DesiredPlacement {
         let verify = at.field("verify").value(verify);
         let return_to = at.field("return_to").value(return_to);
         let trace = at.field("traceparent").optional(&traceparent);
+        let install_driver = at.field("install_driver").optional(&install_driver);
         Some(Self {
             uid: uid?,
             name: name?,
@@ -238,6 +263,7 @@ impl FromWire<v1::DesiredPlacement> for DesiredPlacement {
             allow_standalone,
             verify: verify?,
             return_to: return_to?,
+            install_driver: install_driver?,
             trace: trace?,
         })
     }

@@ -3,6 +3,7 @@
 use super::{At, FromWire, MAX_PLANNED, enumeration, or_default, readable, text, timestamp};
 use crate::v1;
 use berth_model::history::{Adoption, Forced, MAX_NOTES, MAX_TAGS, Note, Noted};
+use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::placement::{
     AssignedGpu, Assignment, Condition, CurrentStep, FailureReason, Phase, Pin, PinReason, Placement, ReleaseCause,
     StepError, StepErrorClass, StepKind,
@@ -30,6 +31,7 @@ enumeration!(
     Attach,
     StartVm,
     Verify,
+    InstallDriver,
     Detach,
     Mount,
     Enable,
@@ -45,6 +47,7 @@ readable!(
     v1::FailureReason => FailureReason,
     v1::CurrentStep => CurrentStep,
     v1::Forced => Forced,
+    v1::Install => Install,
     v1::Assignment => Assignment,
     v1::Placement => Placement,
 );
@@ -70,6 +73,7 @@ impl From<&PlacementRequest> for v1::PlacementRequest {
             allow_standalone,
             verify,
             return_to,
+            install_driver,
         } = model;
         Self {
             request_id: request_id.to_string(),
@@ -90,6 +94,7 @@ impl From<&PlacementRequest> for v1::PlacementRequest {
             allow_standalone: *allow_standalone,
             verify: v1::VerifyLevel::from(*verify).into(),
             return_to: v1::ReturnTo::from(*return_to).into(),
+            install_driver: install_driver.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -115,6 +120,7 @@ impl FromWire<v1::PlacementRequest> for PlacementRequest {
             allow_standalone,
             verify,
             return_to,
+            install_driver,
         } = wire;
         // What the draft cannot express is read first; what is wrong with it counts although the draft goes on without.
         let locality = or_default(locality, at.field("locality"));
@@ -142,6 +148,7 @@ impl FromWire<v1::PlacementRequest> for PlacementRequest {
             allow_standalone,
             verify: verify.unwrap_or_default(),
             return_to: return_to.unwrap_or_default(),
+            install_driver,
         };
         let request = match Self::new(draft) {
             Ok(request) => Some(request),
@@ -528,6 +535,33 @@ impl FromWire<v1::Forced> for Forced {
     }
 }
 
+impl From<&Install> for v1::Install {
+    fn from(model: &Install) -> Self {
+        let Install { command, end, output } = model;
+        let end = match end {
+            InstallEnd::Exited(code) => Some(v1::install::End::ExitCode(*code)),
+            InstallEnd::Late(seconds) => Some(v1::install::End::LateSeconds(*seconds)),
+            InstallEnd::Unknown => None,
+        };
+        Self { command: command.to_string(), end, output: output.as_str().to_owned() }
+    }
+}
+
+impl FromWire<v1::Install> for Install {
+    fn read(wire: v1::Install, at: At<'_>) -> Option<Self> {
+        let v1::Install { command, end, output } = wire;
+        let command = at.field("command").parse(&command);
+        let end = match end {
+            Some(v1::install::End::ExitCode(code)) => InstallEnd::Exited(code),
+            Some(v1::install::End::LateSeconds(seconds)) => InstallEnd::Late(seconds),
+            None => InstallEnd::Unknown,
+        };
+        let at_output = at.field("output");
+        let output = InstallOutput::read(output).map_or_else(|bad| at_output.refuse(bad), Some);
+        Some(Self { command: command?, end, output: output? })
+    }
+}
+
 impl From<&Noted> for v1::Note {
     fn from(model: &Noted) -> Self {
         let Noted { at, what } = model;
@@ -535,6 +569,7 @@ impl From<&Noted> for v1::Note {
         let what = match what {
             Note::Adopted(adoption) => v1::note::What::Adopted(adoption.into()),
             Note::Forced(forced) => v1::note::What::Forced(forced.into()),
+            Note::Installed(install) => v1::note::What::Installed(install.into()),
         };
         Self { at: Some(timestamp(*at)), what: Some(what), text: sentence }
     }
@@ -547,6 +582,7 @@ impl FromWire<v1::Note> for Noted {
         let what = match at.field("what").required(what)? {
             v1::note::What::Adopted(adoption) => Note::Adopted(FromWire::read(adoption, at.field("adopted"))?),
             v1::note::What::Forced(forced) => Note::Forced(FromWire::read(forced, at.field("forced"))?),
+            v1::note::What::Installed(install) => Note::Installed(FromWire::read(install, at.field("installed"))?),
         };
         Some(Self { at: when?, what })
     }

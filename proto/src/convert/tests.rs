@@ -7,6 +7,7 @@ use berth_model::gpu::{
     Survey, Verdict,
 };
 use berth_model::history::{Adoption, Forced, Note, Noted};
+use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::node::{BootId, Cordon, HostFacts, Platform};
 use berth_model::placement::{
@@ -114,6 +115,7 @@ fn request() -> PlacementRequest {
         allow_standalone: true,
         verify: VerifyLevel::DriverBound,
         return_to: ReturnTo::Pool,
+        install_driver: "nvidia-550".to_owned(),
         ..Draft::default()
     })
     .unwrap()
@@ -151,8 +153,15 @@ fn placement(phase: Phase) -> Placement {
             },
             Noted { at: Timestamp::from_millis(7), what: Note::Adopted(Adoption::default()) },
             Noted { at: Timestamp::from_millis(8), what: Note::Forced(forced()) },
+            Noted { at: Timestamp::from_millis(9), what: Note::Installed(install(InstallEnd::Unknown)) },
+            Noted { at: Timestamp::from_millis(9), what: Note::Installed(install(InstallEnd::Late(600))) },
+            Noted { at: Timestamp::from_millis(9), what: Note::Installed(install(InstallEnd::Exited(-1))) },
         ],
     }
+}
+
+fn install(end: InstallEnd) -> Install {
+    Install { command: "nvidia".parse().unwrap(), end, output: InstallOutput::of(b"unpacking\n\x1b[31mno headers") }
 }
 
 fn forced() -> Forced {
@@ -316,6 +325,7 @@ fn what_agents_and_store_exchange_round_trips() {
             uid: UID.parse().unwrap(),
             report,
             forced: vec![forced()],
+            install: Some(install(InstallEnd::Exited(3))),
         });
     }
 }
@@ -334,6 +344,7 @@ fn desired(uid: PlacementUid) -> DesiredPlacement {
         allow_standalone: true,
         verify: VerifyLevel::None,
         return_to: ReturnTo::Host,
+        install_driver: "nvidia".parse().ok(),
         trace: Some(TRACE.parse().unwrap()),
     }
 }

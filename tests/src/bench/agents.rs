@@ -212,7 +212,11 @@ impl Agent {
         }
         for v1::DesiredPlacement { uid: placement_uid, .. } in placements {
             let report = Some(v1::progress::Report::Satisfied(v1::progress::Satisfied {}));
-            say(out, Say::Progress(v1::Progress { generation, placement_uid, report, forced: Vec::new() })).await?;
+            say(
+                out,
+                Say::Progress(v1::Progress { generation, placement_uid, report, forced: Vec::new(), install: None }),
+            )
+            .await?;
         }
         Ok(())
     }

@@ -72,6 +72,7 @@ fn placement(number: usize, node: usize, slot: usize, now: Timestamp) -> Placeme
         allow_standalone: false,
         verify: VerifyLevel::None,
         return_to: ReturnTo::Host,
+        install_driver: None,
     };
     Placement {
         uid: legal(PlacementUid::new(id(1))),

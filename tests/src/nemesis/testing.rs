@@ -33,6 +33,7 @@ pub(super) fn placement(name: &str, digit: u8, phase: v1::Phase) -> v1::Placemen
             locality: v1::Locality::Preferred.into(),
             verify: v1::VerifyLevel::None.into(),
             return_to: v1::ReturnTo::Host.into(),
+            install_driver: String::new(),
             ..v1::PlacementRequest::default()
         }),
         created: Some(at),

@@ -3,6 +3,8 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod install;
+
 use anyhow::ensure;
 use berth_agent_core::guest::GuestDevices;
 use berth_model::VmId;

@@ -10,6 +10,7 @@ mod faults;
 mod golden;
 mod guest;
 mod install;
+mod install_driver;
 mod look;
 mod protocol;
 mod scenario;

@@ -142,6 +142,7 @@ fn request(placement: &v1::Placement) -> Table {
         allow_standalone,
         verify: _,
         return_to: _,
+        install_driver,
     } = placement.request.clone().unwrap_or_default();
     let asked = placement.request.clone().unwrap_or_default();
     let length = |of: Option<prost_types::Duration>| {
@@ -168,6 +169,7 @@ fn request(placement: &v1::Placement) -> Table {
             (asked.verify() as i32 > v1::VerifyLevel::None as i32)
                 .then(|| short(asked.verify().as_str_name(), "VERIFY_LEVEL_")),
         ),
+        ("Install driver", Some(install_driver)),
         (
             "GPUs return to",
             Some(if asked.return_to() == v1::ReturnTo::Pool { "the pool" } else { "the host" }.to_owned()),
@@ -218,11 +220,19 @@ fn conditions(placement: &v1::Placement, style: Style) -> Table {
     grid
 }
 
-/// What is to be known later: how it was adopted, what was done by force.
+/// What is to be known later: how it was adopted, what was done by force, what was run in its guest.
 fn history(placement: &v1::Placement, style: Style) -> Table {
     let mut grid = table::with(&["AGE", "WHAT"]);
     for note in &placement.history {
-        grid.add_row([Cell::new(ago(note.at.as_ref(), style)), Cell::new(&note.text)]);
+        let what = match &note.what {
+            Some(v1::note::What::Installed(run)) if !run.output.is_empty() => {
+                format!("{}; it said:\n{}", note.text, run.output)
+            }
+            Some(v1::note::What::Installed(_) | v1::note::What::Forced(_) | v1::note::What::Adopted(_)) | None => {
+                note.text.clone()
+            }
+        };
+        grid.add_row([Cell::new(ago(note.at.as_ref(), style)), Cell::new(what)]);
     }
     grid
 }
@@ -231,7 +241,7 @@ fn history(placement: &v1::Placement, style: Style) -> Table {
 fn adoption(placement: &v1::Placement) -> Option<&v1::Adoption> {
     placement.history.iter().find_map(|note| match &note.what {
         Some(v1::note::What::Adopted(adoption)) => Some(adoption),
-        Some(v1::note::What::Forced(_)) | None => None,
+        Some(v1::note::What::Forced(_) | v1::note::What::Installed(_)) | None => None,
     })
 }
 

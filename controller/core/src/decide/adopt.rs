@@ -53,6 +53,7 @@ impl Brain {
             gpus: u32::try_from(candidate.gpus.len()).unwrap_or(u32::MAX),
             node: node.to_string(),
             return_to,
+            install_driver: String::new(),
             ..request::Draft::default()
         })
         .map_err(Refusal::Invalid)?;

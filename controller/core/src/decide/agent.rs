@@ -8,6 +8,7 @@ use crate::lifecycle::Event;
 use crate::world::{Gpu, Link, Node, View};
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
 use berth_model::history::{Forced, MAX_NOTES, Note, Noted};
+use berth_model::install::Install;
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE};
 use berth_model::node::HostFacts;
 use berth_model::pci::DeviceAddress;
@@ -205,7 +206,7 @@ impl Brain {
     }
 
     pub(super) fn progress(&mut self, draft: &mut Draft, node: &NodeName, progress: Progress) {
-        let Progress { generation, uid, report, forced } = progress;
+        let Progress { generation, uid, report, forced, install } = progress;
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
         if self.world.node(node).is_some_and(|node| node.is_stranger()) {
@@ -215,6 +216,7 @@ impl Brain {
             // What was done was done, whichever wish it was for.
             let name = placement.name().clone();
             self.note_forced(draft, node, &name, forced);
+            self.note_install(draft, &name, install);
         }
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
@@ -261,6 +263,17 @@ impl Brain {
                 forced,
             });
         }
+        self.put(draft, placement);
+    }
+
+    /// Keeps what was run in its guest, if that is new: an agent tells it again and again.
+    fn note_install(&mut self, draft: &mut Draft, name: &PlacementName, install: Option<Install>) {
+        let (Some(placement), Some(install)) = (self.world.placement(name).cloned(), install) else { return };
+        if placement.installed() == Some(&install) || placement.history.len() >= MAX_NOTES {
+            return;
+        }
+        let mut placement = Placement::clone(&placement);
+        placement.history.push(Noted { at: draft.now, what: Note::Installed(install) });
         self.put(draft, placement);
     }
 }

@@ -6,7 +6,8 @@ use berth_core::adopt::{Naming, candidates};
 use berth_core::decide::Adopt;
 use berth_core::drift;
 use berth_model::history::{Adoption, Forced, Note};
-use berth_model::request::ReturnTo;
+use berth_model::install::{Install, InstallEnd, InstallOutput};
+use berth_model::request::{ReturnTo, VerifyLevel};
 use berth_model::vm::VmSelector;
 
 /// A VM that lists these devices.
@@ -329,7 +330,7 @@ fn each_use_of_force_is_kept_once_and_told_once() {
     let forced = |slot| Forced { step: StepKind::Dismount, device: address(slot) };
     let tell = |f: &mut Fixture, generation, forced: Vec<Forced>| {
         let report = StepReport::Working { step: StepKind::Dismount, attempt: 1, last_error: None };
-        let progress = Box::new(Progress { generation, uid: uid.clone(), report, forced });
+        let progress = Box::new(Progress { generation, uid: uid.clone(), report, forced, install: None });
         f.input(Input::Progress { node: node_name("n1"), progress })
     };
     let told = tell(&mut f, 1, vec![forced(0)]);
@@ -354,4 +355,33 @@ fn a_card_of_which_another_vm_has_any_function_is_not_taken_over() {
         "a: InOtherVm (VM 00000000-0000-0000-0000-000000000002 lists PCIROOT(5)#PCI(0000), too; take it out of one of them first)"
     ), "{}", f.table(&[]));
     assert!(matches!(f.adopt(1, "x"), Err(Refusal::NotAdoptable { .. })));
+}
+
+#[test]
+fn what_was_run_in_a_guest_is_kept_once_and_again_when_more_is_known_of_it() {
+    let mut f = Fixture::with_node(1);
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    let wish = Draft { verify: VerifyLevel::DriverBound, install_driver: "nvidia".into(), ..request("p", "web", 1) };
+    f.create(wish).unwrap();
+    let uid = f.get("p").uid.clone();
+    let run = |end| {
+        Some(Install { command: "nvidia".parse().unwrap(), end, output: InstallOutput::of(b"no kernel headers") })
+    };
+    let tell = |f: &mut Fixture, generation, report, install| {
+        let progress = Progress { generation, uid: uid.clone(), report, forced: Vec::new(), install };
+        f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) })
+    };
+    let works = |step| StepReport::Working { step, attempt: 1, last_error: None };
+    tell(&mut f, 1, works(StepKind::InstallDriver), None);
+    assert_eq!(f.get("p").phase.name(), "Verifying");
+    tell(&mut f, 1, works(StepKind::Verify), run(InstallEnd::Unknown));
+    assert!(tell(&mut f, 1, works(StepKind::Verify), run(InstallEnd::Unknown)).changes.is_empty());
+    // By a report about an older wish, too: what was run was run.
+    tell(&mut f, 0, works(StepKind::Verify), run(InstallEnd::Exited(1)));
+    let error = StepError { class: StepErrorClass::Failed, text: "exit code 1".to_owned() };
+    tell(&mut f, 1, StepReport::Failed { step: StepKind::InstallDriver, error }, run(InstallEnd::Exited(1)));
+    assert_eq!(f.get("p").phase.name(), "Releasing");
+    let notes: Vec<_> = f.get("p").history.iter().map(|noted| noted.what.clone()).collect();
+    let wanted = [InstallEnd::Unknown, InstallEnd::Exited(1)].map(|end| Note::Installed(run(end).unwrap()));
+    assert_eq!(notes, wanted);
 }

@@ -105,6 +105,7 @@ impl Node {
                             placement_uid: placement.uid.to_string(),
                             report: Some(v1::progress::Report::Satisfied(v1::progress::Satisfied {})),
                             forced: Vec::new(),
+                            install: None,
                         }))?;
                     }
                     wish = Some(desired);

@@ -6,6 +6,7 @@ use crate::observed::VmView;
 use berth_model::VmId;
 use berth_model::desired::DesiredGpu;
 use berth_model::gpu::{Finding, Fingerprint, GpuHealth, ObservedGpu, QuarantineReason, Survey, Verdict};
+use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::node::BootId;
 use berth_model::pci::PciId;
 use berth_model::request::VerifyLevel;
@@ -42,6 +43,7 @@ pub(crate) fn desired(intent: Intent) -> DesiredPlacement {
         allow_standalone: false,
         verify: VerifyLevel::None,
         return_to: ReturnTo::Host,
+        install_driver: None,
         trace: None,
     }
 }
@@ -110,7 +112,7 @@ fn configured(view: &mut HostView) {
 }
 
 /// Everything as after a successful attaching.
-fn running() -> HostView {
+pub(crate) fn running() -> HostView {
     let mut view = view();
     configured(&mut view);
     attach(&mut view, VM, GPU);
@@ -523,6 +525,7 @@ fn carry_out(view: &mut HostView, step: &Step) {
             on_vm(&mut |vm| vm.settings = settings.clone());
         }
         Step::StartVm { .. } => on_vm(&mut |vm| vm.vm.state = VmState::Running),
+        Step::InstallDriver { .. } => on_vm(&mut |vm| vm.guest = None),
         Step::Verify { .. } => {
             let seen = GuestDevices { visible: 1, driver_bound: 1 };
             let id = desired(Intent::Attached).gpus[0].fingerprint.id;
@@ -640,4 +643,43 @@ fn turning_back_after_any_step_gives_everything_back() {
             return;
         }
     }
+}
+
+#[test]
+fn a_driver_is_installed_once_and_only_where_the_device_shows_and_no_driver_runs_it() {
+    let guest = |visible, driver_bound| {
+        let seen = GuestDevices { visible, driver_bound };
+        let ids = BTreeMap::from([(desired(Intent::Attached).gpus[0].fingerprint.id, seen)]);
+        Some(GuestView { devices: ids, complaints: Vec::new() })
+    };
+    let with = |guest: Option<GuestView>, end: Option<InstallEnd>, want: Expect| {
+        let change = |v: &mut HostView, d: &mut DesiredPlacement, m: &mut Memory| {
+            (d.verify, d.install_driver) = (VerifyLevel::DriverBound, "nvidia".parse().ok());
+            vm_of(v).guest = guest;
+            let output = InstallOutput::of(b"unpacking\nno headers\n");
+            let run = end.map(|end| Install { command: "nvidia".parse().unwrap(), end, output });
+            m.installs.extend(run.map(|run| (d.uid.clone(), run)));
+        };
+        check_from(running(), Intent::Attached, change, want);
+    };
+    let verify = || expect!["do Verify of VM 8fce3318-aa0f-4de3-8664-278533573cd2"];
+    with(None, None, verify());
+    with(guest(0, 0), None, verify());
+    with(guest(1, 1), None, expect!["done"]);
+    with(guest(1, 0), None, expect!["do InstallDriver of VM 8fce3318-aa0f-4de3-8664-278533573cd2"]);
+    // Once: whether it is known how it ended, or not.
+    with(guest(1, 0), Some(InstallEnd::Exited(0)), verify());
+    with(guest(1, 0), Some(InstallEnd::Unknown), verify());
+    // Looked at first, whatever it said.
+    for failed in [InstallEnd::Exited(1), InstallEnd::Late(600)] {
+        with(None, Some(failed), verify());
+        with(guest(1, 1), Some(failed), expect!["done"]);
+    }
+    with(
+        guest(1, 0),
+        Some(InstallEnd::Exited(1)),
+        expect![
+            "impossible at InstallDriver: the driver-install command nvidia ended with exit code 1, saying no headers; the guest shows its devices 10de:25b6:10de:157e, but a driver runs only 0 of 1: install the vendor's driver in the guest (Failed)"
+        ],
+    );
 }

@@ -18,6 +18,7 @@ fn every_step() -> Vec<Step> {
             Step::ConfigureVm { vm: vm.clone(), settings: settings.clone() },
             Step::StartVm { vm: vm.clone() },
             Step::Verify { vm: vm.clone() },
+            Step::InstallDriver { vm: vm.clone(), command: "nvidia".parse().unwrap() },
             Step::DetachStale { vm: vm.clone() },
             Step::RestoreVm { vm: vm.clone(), settings },
         ]);
@@ -113,6 +114,7 @@ fn assert_safe(step: &Step, desired: &DesiredPlacement, view: &HostView) {
         | Step::StopVm { .. }
         | Step::StartVm { .. }
         | Step::Verify { .. }
+        | Step::InstallDriver { .. }
         | Step::Disable { .. }
         | Step::Dismount { .. }
         | Step::Mount { .. }

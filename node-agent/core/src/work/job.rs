@@ -151,10 +151,15 @@ impl Job {
         }
     }
 
+    /// Whether a driver-install command runs for it.
+    pub(super) fn installs(&self) -> bool {
+        matches!(&self.stage, Stage::Acting { key: (StepKind::InstallDriver, _), .. })
+    }
+
     /// How it stands, as a report; none for what is only watched.
     pub(super) fn standing(&self, uid: &PlacementUid, generation: u64) -> Option<Progress> {
         let report = self.report.clone().filter(|_| self.desired.intent != Intent::Kept)?;
-        Some(Progress { generation, uid: uid.clone(), report, forced: Vec::new() })
+        Some(Progress { generation, uid: uid.clone(), report, forced: Vec::new(), install: None })
     }
 
     /// The report of one that has come to an end.
@@ -261,7 +266,8 @@ fn no_effect(step: &Step, desired: &DesiredPlacement, view: &HostView) -> StepEr
             let lack = guest::shortfall(desired, guest).map(|lack| lack.to_string());
             lack.unwrap_or_else(|| "the guest does not show the GPUs as wanted".to_owned())
         }
-        Step::MakeStandalone { .. }
+        Step::InstallDriver { .. }
+        | Step::MakeStandalone { .. }
         | Step::StopVm { .. }
         | Step::ConfigureVm { .. }
         | Step::Disable { .. }

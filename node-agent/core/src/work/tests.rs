@@ -1,6 +1,8 @@
 //! The work driven by hand on a host that obeys or not: attempts, pauses, what is said, and what is never done twice at
 //! once.
 
+mod install;
+
 use super::*;
 use crate::observed::StopAction;
 use crate::plan::tests::{AUDIO, GPU, OTHER_VM, VM, at, attach, desired, fresh_settings, id, set_state, view, vm_of};
@@ -299,6 +301,7 @@ fn a_restart_after_any_step_changes_nothing() {
             other @ (Step::MakeStandalone { .. }
             | Step::StopVm { .. }
             | Step::Verify { .. }
+            | Step::InstallDriver { .. }
             | Step::Detach { .. }
             | Step::DetachStale { .. }
             | Step::Mount { .. }

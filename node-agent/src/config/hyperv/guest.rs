@@ -1,10 +1,11 @@
 //! Settings of the ways into guests, for placements that want to know what the guest sees. Files are named, never what is
 //! in them: no secret stands in a setting.
 
-use super::read;
+use super::{install, read};
 use crate::driver::guest::ssh::{self, Login};
 use clap::Args;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ pub(super) struct Layer {
     /// With the driver hyperv: how long one address of a Linux guest may take to accept the connection.
     #[arg(long = "hyperv-guest-connect-seconds", value_name = "SECONDS")]
     connect_seconds: Option<u32>,
+    /// What may be run in guests, by name. Only in a file.
+    #[arg(skip)]
+    #[serde(default)]
+    pub(super) install: BTreeMap<String, install::Entry>,
 }
 
 /// Names of the variables, for whoever misspells one.
@@ -43,7 +48,7 @@ pub(super) const VARIABLES: &str = "_HYPERV_GUEST_CREDENTIAL, _HYPERV_GUEST_USER
 
 impl Layer {
     pub(super) fn lies_in(&mut self, dir: &Path) {
-        let Self { credential, user: _, identity, known_hosts, port: _, ssh, connect_seconds: _ } = self;
+        let Self { credential, user: _, identity, known_hosts, port: _, ssh, connect_seconds: _, install: _ } = self;
         for path in [credential, identity, known_hosts, ssh].into_iter().flatten() {
             *path = dir.join(&path);
         }

@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::Command;
+use tokio::process::{ChildStdout, Command};
 use tokio::time::timeout;
 
 /// Where Windows keeps OpenSSH's client, under `%SystemRoot%`. Always by this path, as PowerShell.
 pub const PROGRAM: &str = r"System32\OpenSSH\ssh.exe";
 /// Most addresses of one guest that are tried: some adapters with two or three each.
-const MAX_ADDRESSES: usize = 8;
+pub(super) const MAX_ADDRESSES: usize = 8;
 /// How much of what the program complains about is kept.
 const MAX_SAID_BYTES: usize = 4096;
 
@@ -147,49 +147,16 @@ impl Login {
     }
 
     async fn ask_at(&self, vm: &VmId, address: IpAddr) -> Result<GuestView, Unanswered> {
-        #[expect(clippy::disallowed_methods, reason = "this is part of a host driver")]
-        let mut command = Command::new(&self.program);
-        command.args(self.arguments(vm, address)).env("LC_ALL", "C").env("SSH_ASKPASS_REQUIRE", "never");
-        for name in ["SSH_AUTH_SOCK", "SSH_ASKPASS", "DISPLAY"] {
-            command.env_remove(name);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        // No window where somebody is logged in.
-        #[cfg(windows)]
-        command.creation_flags(0x0800_0000);
-        let cannot = |why| Unanswered::Start { program: self.program.clone(), why };
-        let mut child = command.spawn().map_err(cannot)?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let talk = async {
-            let said = async {
-                match stderr {
-                    Some(stderr) => tail(stderr).await,
-                    None => Vec::new(),
-                }
-            };
-            let mut answer = Vec::new();
-            let heard = async {
-                let Some(stdout) = stdout else { return Ok(0) };
-                // One byte more than is allowed shows that there is more.
-                let most = u64::try_from(MAX_ANSWER_BYTES).unwrap_or(u64::MAX).saturating_add(1);
-                let heard = stdout.take(most).read_to_end(&mut answer).await;
-                if answer.len() > MAX_ANSWER_BYTES {
-                    // It would wait for ever to say the rest.
-                    drop(child.start_kill());
-                }
-                heard
-            };
-            let (heard, said) = tokio::join!(heard, said);
-            heard?;
-            let status = child.wait().await?;
-            Ok((status.code(), answer, said))
+        let mut answer = Vec::new();
+        let hear = async |stdout: ChildStdout| {
+            // One byte more than is allowed shows that there is more.
+            let most = u64::try_from(MAX_ANSWER_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+            stdout.take(most).read_to_end(&mut answer).await?;
+            // It would wait for ever to say the rest.
+            Ok(answer.len() > MAX_ANSWER_BYTES)
         };
-        // Leaving this drops, and so kills, what still runs.
-        let (code, answer, said) = match timeout(self.limit, talk).await {
-            Ok(Ok(ended)) => ended,
-            Ok(Err(why)) => return Err(cannot(why)),
-            Err(_) => return Err(Unanswered::Late { address, limit: self.limit }),
-        };
+        let ended = self.talk((vm, address), COMMAND, self.limit, hear).await?;
+        let Some((code, said)) = ended else { return Err(Unanswered::Late { address, limit: self.limit }) };
         match linux::read(&answer) {
             Ok(guest) => Ok(guest),
             // OpenSSH's own failure; what the guest's shell says ends with other codes.
@@ -198,9 +165,56 @@ impl Login {
         }
     }
 
+    /// Runs a command in the guest at an address. What it says goes to `hear`, which says whether it
+    /// must be ended; given back are the exit code
+    /// and the last of what OpenSSH itself said, or nothing when that took longer than `limit`.
+    pub(super) async fn talk(
+        &self,
+        (vm, address): (&VmId, IpAddr),
+        command: &str,
+        limit: Duration,
+        hear: impl AsyncFnOnce(ChildStdout) -> io::Result<bool>,
+    ) -> Result<Option<(Option<i32>, Vec<u8>)>, Unanswered> {
+        #[expect(clippy::disallowed_methods, reason = "this is part of a host driver")]
+        let mut ssh = Command::new(&self.program);
+        ssh.args(self.arguments(vm, address, command)).env("LC_ALL", "C").env("SSH_ASKPASS_REQUIRE", "never");
+        for name in ["SSH_AUTH_SOCK", "SSH_ASKPASS", "DISPLAY"] {
+            ssh.env_remove(name);
+        }
+        ssh.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        // No window where somebody is logged in.
+        #[cfg(windows)]
+        ssh.creation_flags(0x0800_0000);
+        let cannot = |why| Unanswered::Start { program: self.program.clone(), why };
+        let mut child = ssh.spawn().map_err(cannot)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let talk = async {
+            let said = async {
+                match stderr {
+                    Some(stderr) => tail(stderr).await,
+                    None => Vec::new(),
+                }
+            };
+            let heard = async {
+                let Some(stdout) = stdout else { return Ok(()) };
+                if hear(stdout).await? { child.start_kill() } else { Ok(()) }
+            };
+            let (heard, said) = tokio::join!(heard, said);
+            heard?;
+            let status = child.wait().await?;
+            Ok((status.code(), said))
+        };
+        // Leaving this drops, and so kills, what still runs.
+        match timeout(limit, talk).await {
+            Ok(Ok(ended)) => Ok(Some(ended)),
+            Ok(Err(why)) => Err(cannot(why)),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// What OpenSSH's failure was. Its messages are English everywhere; a guest may have a hand in some of them, so they
     /// choose only what people are told.
-    fn refused(&self, vm: &VmId, address: IpAddr, said: &[u8]) -> Unanswered {
+    pub(super) fn refused(&self, vm: &VmId, address: IpAddr, said: &[u8]) -> Unanswered {
         let text = String::from_utf8_lossy(said);
         let says = |words: &[&str]| words.iter().any(|words| text.contains(words));
         let why = plain(said);
@@ -215,7 +229,7 @@ impl Login {
 
     /// The whole command line. Values that begin with a dash or hold blanks cannot become options: each has its own name
     /// before it, and behind `--` stands an address, which was read as one.
-    fn arguments(&self, vm: &VmId, address: IpAddr) -> Vec<OsString> {
+    fn arguments(&self, vm: &VmId, address: IpAddr, command: &str) -> Vec<OsString> {
         let hosts = quoted(&self.known_hosts);
         let seconds = self.connect.as_secs().max(1);
         let mut arguments: Vec<OsString> = ["-F", "none", "-T", "-x", "-a"].map(OsString::from).to_vec();
@@ -252,12 +266,26 @@ impl Login {
         }
         arguments.extend(["-i".into(), slashes(&self.identity).into()]);
         arguments.extend(["-p".into(), self.port.to_string().into(), "-l".into(), self.user.clone().into()]);
-        arguments.extend(["--".into(), address.to_string().into(), COMMAND.into()]);
+        arguments.extend(["--".into(), address.to_string().into(), command.into()]);
         arguments
     }
 }
 
 impl Unanswered {
+    /// Whether OpenSSH's failure surely came before it logged in: what it should run was then not begun.
+    pub(super) fn is_before_login(&self, said: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(said);
+        match self {
+            Self::NoAddress | Self::File(_) | Self::Start { .. } | Self::Stranger { .. } | Self::LoggedOut { .. } => {
+                true
+            }
+            Self::NotReached { .. } => {
+                ["connect to host", "banner exchange", "kex_exchange_identification"].iter().any(|at| text.contains(at))
+            }
+            Self::Late { .. } | Self::Unreadable { .. } => false,
+        }
+    }
+
     /// How far it got: of several addresses, the one that got furthest says most about the guest.
     fn depth(&self) -> u8 {
         match self {
@@ -299,7 +327,7 @@ fn quoted(path: &Path) -> String {
 
 /// An address at which a guest can be, of what it says. One that is this host's own is no danger: whoever answers there
 /// has not the guest's key.
-fn usable(text: &str) -> Option<IpAddr> {
+pub(super) fn usable(text: &str) -> Option<IpAddr> {
     let address: IpAddr = text.parse().ok()?;
     let nobody = address.is_unspecified() || address.is_multicast();
     let no_way = match address {
@@ -311,7 +339,7 @@ fn usable(text: &str) -> Option<IpAddr> {
 }
 
 /// Reads to the end and keeps the last of it.
-async fn tail(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+pub(super) async fn tail(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
     let (mut kept, mut part) = (Vec::new(), [0; 1024]);
     while let Ok(read @ 1..) = from.read(&mut part).await {
         kept.extend_from_slice(part.get(..read).unwrap_or_default());
@@ -340,7 +368,7 @@ mod tests {
     #[test]
     fn the_checks_are_on_whatever_any_file_says() {
         let vm: VmId = "8fce3318-aa0f-4de3-8664-278533573cd2".parse().unwrap();
-        let given = login().arguments(&vm, "192.0.2.7".parse().unwrap());
+        let given = login().arguments(&vm, "192.0.2.7".parse().unwrap(), COMMAND);
         let given: Vec<_> = given.iter().map(|argument| argument.to_str().unwrap()).collect();
         assert_eq!(given[..2], ["-F", "none"]);
         for option in [

@@ -77,12 +77,18 @@ impl HyperV {
         Err(DriverError::Failed(reasons.join("; ")))
     }
 
-    async fn ask_linux(&self, vm: &VmId, login: &Login) -> Result<GuestView, DriverError> {
+    /// Where the guest can be reached, in its own words.
+    pub(super) async fn addresses(&self, vm: &VmId) -> Result<Vec<String>, DriverError> {
         let args = request::vm(vm)?;
         let told: GuestAddresses =
             self.powershell.call("guest-addresses", &args, self.options.step).await?.map_err(refused)?;
+        Ok(told.addresses)
+    }
+
+    async fn ask_linux(&self, vm: &VmId, login: &Login) -> Result<GuestView, DriverError> {
+        let addresses = self.addresses(vm).await?;
         // Not under the PowerShell's lock: looks and other VMs' steps go on meanwhile.
-        login.ask(vm, &told.addresses).await.map_err(|error| DriverError::Failed(error.to_string()))
+        login.ask(vm, &addresses).await.map_err(|error| DriverError::Failed(error.to_string()))
     }
 
     async fn ask_windows(&self, vm: &VmId, credential: &Path) -> Result<GuestView, DriverError> {

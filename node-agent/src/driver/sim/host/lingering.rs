@@ -27,6 +27,7 @@ impl Host {
             | Step::Attach { .. }
             | Step::StartVm { .. }
             | Step::Verify { .. }
+            | Step::InstallDriver { .. }
             | Step::Detach { .. }
             | Step::DetachStale { .. }
             | Step::Enable { .. }

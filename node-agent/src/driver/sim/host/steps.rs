@@ -78,6 +78,8 @@ impl Host {
                 vm.asked = true;
                 Ok(())
             }
+            // Nothing is run in what is no guest; the port's own answer says so.
+            Step::InstallDriver { .. } => Ok(()),
             Step::Detach { vm, address } => {
                 let live: Vec<_> =
                     self.vms.get(vm).into_iter().flat_map(|vm| &vm.devices).map(|r| self.is_live(r)).collect();
@@ -200,6 +202,7 @@ fn half(step: &Step, present: Option<&VmSettings>) -> Step {
         | Step::Attach { .. }
         | Step::StartVm { .. }
         | Step::Verify { .. }
+        | Step::InstallDriver { .. }
         | Step::Detach { .. }
         | Step::DetachStale { .. }
         | Step::Mount { .. }
