@@ -738,7 +738,7 @@ mod tests {
                   |
                 1 | nodes = "n1"
                   | ^^^^^
-                unknown field `nodes`, expected one of `node`, `controllers`, `insecure`, `data_dir`, `driver`, `tls`, `sim`, `hyperv`, `log`"#]],
+                unknown field `nodes`, expected one of `node`, `controllers`, `insecure`, `data_dir`, `driver`, `tls`, `sim`, `hyperv`, `log`, `telemetry`"#]],
         );
         refuse_file(
             "[log]\nlevel = \"info\"\n",
@@ -752,7 +752,7 @@ mod tests {
         refuse(
             &Given { file: Some(FILE), environment: &[("BERTH_AGENT_CONTROLLER", "http://c1:7600")], flags: &[] },
             expect![
-                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_ACCEPT, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _HYPERV_MMIO_HIGH_CAP_MIB, _HYPERV_GUEST_CREDENTIAL, _HYPERV_GUEST_USER, _HYPERV_GUEST_IDENTITY, _HYPERV_GUEST_KNOWN_HOSTS, _HYPERV_GUEST_PORT, _HYPERV_GUEST_SSH, _HYPERV_GUEST_CONNECT_SECONDS, _LOG_FORMAT, _LOG_FILTER"
+                "BERTH_AGENT_CONTROLLER: no such setting; known are BERTH_AGENT_CONFIG, _NODE, _CONTROLLERS, _INSECURE, _TLS_CA, _TLS_CERT, _TLS_KEY, _TLS_SERVER_NAME, _DATA_DIR, _DRIVER, _SIM_HOST, _HYPERV_POWERSHELL, _HYPERV_FORCE, _HYPERV_ACCEPT, _HYPERV_LOOK_SECONDS, _HYPERV_STEP_SECONDS, _HYPERV_SHUTDOWN_SECONDS, _HYPERV_MMIO_HIGH_CAP_MIB, _HYPERV_GUEST_CREDENTIAL, _HYPERV_GUEST_USER, _HYPERV_GUEST_IDENTITY, _HYPERV_GUEST_KNOWN_HOSTS, _HYPERV_GUEST_PORT, _HYPERV_GUEST_SSH, _HYPERV_GUEST_CONNECT_SECONDS, _LOG_FORMAT, _LOG_FILTER, _TELEMETRY_ENDPOINT, _TELEMETRY_CA, _TELEMETRY_SAMPLE, _TELEMETRY_TRACES_PER_SECOND, _TELEMETRY_INTERVAL_SECONDS, _TELEMETRY_PROMETHEUS"
             ],
         );
         assert!(Flags::try_parse_from(["berth-agent", "--endpoint", "http://c1"]).is_err());

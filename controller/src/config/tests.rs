@@ -48,16 +48,16 @@ fn every_bad_setting_is_named_wherever_it_comes_from() {
             "insecure = 'perhaps'\nthreads = 0\nlimits.hold = '1 parsec'\nlimits.queued = 0\nlimits.history = [1]\nlimits.release = '0s'\n",
         ),
         expect![[r#"
-            limits.history: must be a text, a whole number, true or false
+            limits.history: must be a text, a number, true or false
             --set nonsense: is not of the form NAME=VALUE
             insecure: "perhaps" is neither true nor false
             limits.hold: "1 parsec" is not a time such as 500ms, 30s, 10m or 48h
             limits.queued: "0" is not a number from 1 on
             limits.release: "0s" is not from 10ms to 31 days
             threads: "0" is not a number from 1 to 256
-            BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, threads, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+            BERTH_CONTROLLER_LIMIT_HOLD: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, threads, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter, telemetry.endpoint, telemetry.ca, telemetry.sample, telemetry.traces_per_second, telemetry.interval, telemetry.prometheus
             BERTH_CONTROLLER_LISTEN: "here" is not of the form IP:PORT, such as 127.0.0.1:7600
-            --set heartbeat: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, threads, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter
+            --set heartbeat: no such setting; known are listen, advertise, insecure, tls.cert, tls.key, tls.client_ca, data_dir, store, etcd.endpoints, etcd.ca, etcd.cert, etcd.key, etcd.user, etcd.password_file, etcd.prefix, etcd.lease_ttl, commit_deadline, check_interval, threads, agents.heartbeat, agents.observe, limits.hold, limits.prepare, limits.attach, limits.start, limits.verify, limits.release, limits.queued, limits.history, limits.history_age, limits.placements, log.format, log.filter, telemetry.endpoint, telemetry.ca, telemetry.sample, telemetry.traces_per_second, telemetry.interval, telemetry.prometheus
             --store: "etc" is not one of: embedded, memory, etcd"#]],
     );
 }

@@ -42,7 +42,7 @@ pub struct Options {
 
 impl Options {
     /// The real one.
-    pub const FULL: Self = Self { nodes: 1_000, callers: 64, rounds: 7, round: 4_000, pairs: 150 };
+    pub const FULL: Self = Self { nodes: 1_000, callers: 64, rounds: 7, round: 3_000, pairs: 150 };
     /// Shows that it works.
     pub const SHORT: Self = Self { nodes: 20, callers: 8, rounds: 2, round: 60, pairs: 10 };
 }
