@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use berth_node_agent::driver::sim::StepFault;
 use berth_tests::hyperv::site::{NODE, PATIENCE, Site, listed};
-use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, fault, habits, usual, vm_in};
+use berth_tests::hyperv::{A2, A16, BUERO, HABITS, UBUNTU, assign, fault, habits, usual, vm_in};
 use berth_tests::process::{Ran, binary, other, run, wait_until};
 use berth_tests::pwsh;
 use serde_json::{Value, json};
@@ -151,7 +151,7 @@ fn a_card_of_two_functions_and_four_gpus_go_into_vms_and_come_back_and_all_is_as
     site.as_before(&state)?;
     let log = site.log();
     println!("{} steps; the agent: {}", log.matches("step ended").count(), site.cost());
-    assert_eq!(site.powershells().len(), 1, "one process is enough:\n{log}");
+    assert_eq!(site.powershells().len(), 2, "one process for the host and one for guests are enough:\n{log}");
     assert!(!log.contains("Geheim"), "the password is in the log");
     assert!(!log.contains("ERROR"), "{log}");
     Ok(())
@@ -324,6 +324,56 @@ fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Re
     site.as_before(&before)?;
     // Killed ten times all the same.
     site.only_named_things_were_touched()
+}
+
+/// Killed alone: its PowerShell goes on with the step, as it may wherever nothing ties it to the agent.
+#[test]
+fn a_step_whose_agent_was_killed_gives_nothing_to_a_second_vm() -> anyhow::Result<()> {
+    let mut state = usual();
+    habits(&mut state, &["registration-lag", "cache-never"]);
+    let Some(mut site) = Here::new("an orphan on Hyper-V", &state)? else { return Ok(()) };
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2"])?;
+    let mut late = String::new();
+    // What was dismounted last is what the host's cache never shows.
+    let waits = wait_until(PATIENCE, || {
+        late = site.host.state()?["late"][0].as_str().unwrap_or_default().to_owned();
+        let tries = site.host.calls()?.into_iter().filter(|call| call["command"] == "Add-VMAssignableDevice");
+        Ok(tries.filter(|call| call["given"]["LocationPath"] == late).count() > 1)
+    })?;
+    ensure!(waits, "it does not wait for the host's cache:\n{}", site.log());
+    let orphan = site.powershells().pop().context("no PowerShell was started")?;
+    site.take_agent()?.kill()?;
+    // Somebody else gives the device away before the host would take it.
+    site.host.change(|state| {
+        assign(state, BUERO, &late);
+        state["habits"] = json!(HABITS);
+    })?;
+    site.start_agent()?;
+    let ended = wait_until(PATIENCE, || Ok(!Path::new(&format!("/proc/{orphan}")).exists()))?;
+    ensure!(ended, "it goes on without its agent:\n{}", site.log());
+    let mut last = Value::Null;
+    let given_up = wait_until(PATIENCE, || {
+        last = site.berth(&["get", "placements", "one", "-o", "json"])?.json().unwrap_or_default();
+        Ok(last["phase"] == "PHASE_FAILED")
+    })?;
+    ensure!(given_up, "{last:#}\n{}", site.log());
+    let mut now = site.host.state()?;
+    ensure!(listed(&mut now, BUERO) == [late.clone()] && !listed(&mut now, UBUNTU).contains(&late), "{now:#}");
+    Ok(())
+}
+
+/// Saved with its device, by hand or as the host went down: it cannot be resumed so, and the card must come back all the same.
+#[test]
+fn a_card_comes_back_from_a_vm_that_was_saved() -> anyhow::Result<()> {
+    let state = usual();
+    let Some(mut site) = Here::new("a saved VM on Hyper-V", &state)? else { return Ok(()) };
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2"])?;
+    site.wait_active("one")?;
+    site.host.change(|state| vm_in(state, UBUNTU)["state"] = json!("Saved"))?;
+    site.release("one")?;
+    site.as_before(&state)
 }
 
 #[test]

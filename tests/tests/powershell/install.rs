@@ -262,7 +262,7 @@ fn it_obeys_nothing_that_others_may_have_put_there() -> anyhow::Result<()> {
     for (signs, files, why) in [
         (&["open-Berth"][..], true, "can be changed by S-1-5-32-545"),
         (&["owner-Berth"], true, "can be changed by S-1-5-21-1-2-3-1001"),
-        (&["quick"], false, "while it was made"),
+        (&["quick"], false, "Somebody put something into"),
     ] {
         let Some((play, ran)) = planted("install.ps1, planted files", signs, files)? else { return Ok(()) };
         let said = format!("{}{}", ran.stdout, ran.stderr).split_whitespace().collect::<Vec<_>>().join(" ");
