@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod accidents;
 mod adopt;
 mod agent;
 mod cycle;
