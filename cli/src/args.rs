@@ -308,7 +308,7 @@ pub struct Place {
     /// How long to wait for room when nothing fits now. Without it: refuse at once.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub queue: Option<Duration>,
-    /// A clustered VM may be taken out of its cluster role.
+    /// A clustered VM may be taken out of its cluster role, if nothing else is in that. A release does not put it back.
     #[arg(long)]
     pub allow_standalone: bool,
     /// How far to verify in the guest before the placement counts as active.

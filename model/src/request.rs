@@ -151,7 +151,8 @@ pub struct PlacementRequest {
     pub hold: Option<Duration>,
     /// How long to wait in the queue when nothing fits now; none means: refuse at once.
     pub queue: Option<Duration>,
-    /// Whether a clustered VM may be taken out of its cluster role.
+    /// Whether a clustered VM may be taken out of its cluster role, if nothing else is in that. A release does not put it
+    /// back.
     pub allow_standalone: bool,
     /// How far to verify in the guest.
     pub verify: VerifyLevel,

@@ -200,6 +200,33 @@ fn nobodys_devices_are_known_by_their_ids() {
     }
 }
 
+/// Present, and what it is or where is not told: the card at its place is neither gone nor free.
+#[test]
+fn a_device_that_does_not_say_where_it_is_keeps_its_place_as_unknown() {
+    let at: DeviceAddress = A2[0].parse().unwrap();
+    let seen = |change: &dyn Fn(&mut Value)| {
+        let mut golden = golden("observe.json");
+        change(&mut golden["result"]);
+        look(&golden)
+    };
+    let shown = |look: &Look, measured: &Measured| view(look, &look.boot, &Host::default(), measured, &Guests::new());
+    let lost = seen(&|result| {
+        let function = result["functions"].as_array_mut().unwrap().remove(0);
+        assert_eq!(function["location_path"], A2[0]);
+        result["unreadable"] = json!([function["instance_id"], "PCI\\VEN_8086&DEV_1521\\x", "nonsense"]);
+    });
+    let view = shown(&lost, &measured());
+    assert_eq!(view.gpus[&at].state, GpuState::Unknown);
+    assert!(nowhere(&lost, &measured()).is_none());
+    // Seen nowhere before, it may be any card: such a look is not all there is. What is no GPU is no matter.
+    assert_eq!(nowhere(&lost, &Measured::new()).map(|id| id.pci.vendor), Some(0x10de));
+    assert!(!shown(&lost, &Measured::new()).gpus.contains_key(&at));
+    // Where it is, and not what.
+    let odd = seen(&|result| result["functions"][0]["base_class"] = Value::Null);
+    assert_eq!(shown(&odd, &measured()).gpus[&at].state, GpuState::Unknown);
+    assert_eq!(shown(&odd, &Measured::new()).gpus[&at].survey.verdict, Verdict::NotMeasured);
+}
+
 #[test]
 fn wide_windows_below_four_gib_count_for_above_and_legacy_ones_for_nothing() {
     let device = |windows: &[(u64, u64)], bar_types| {
