@@ -64,7 +64,10 @@ fn a_command_that_does_not_end_is_left_at_its_deadline_and_a_daemon_holds_nobody
     ensure!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
     assert_eq!((done.end, done.output.as_str()), (InstallEnd::Exited(0), "started"));
     // The guest goes away in the middle: nobody knows how it ended.
-    guest.runs("install-driver", "echo half\nsleep 1\nread pid name state parent rest <\"/proc/$PPID/stat\"\nkill -KILL \"$parent\"\nsleep 30\n")?;
+    guest.runs(
+        "install-driver",
+        "echo half\nsleep 1\nread pid name state parent rest <\"/proc/$PPID/stat\"\nkill -KILL \"$parent\"\nsleep 30\n",
+    )?;
     let cut = ran(&login, &["install-driver"]);
     assert_eq!((cut.end, cut.output.as_str()), (InstallEnd::Unknown, "half"));
     Ok(())

@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         expect![[r#"
-            hyperv.guest.install.a b: command name "a b" has the character ' ' at position 2; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
+            hyperv.guest.install.a b: command name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
             hyperv.guest.install.c.seconds: 0 is not from 1 to 3600
             hyperv.guest.install.d.linux: 0 words are not from 1 to 32: a program and its arguments
         "#]]
