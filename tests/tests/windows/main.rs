@@ -10,6 +10,7 @@ mod service;
 
 use anyhow::{Context as _, ensure};
 use berth_tests::hyperv::site::{NODE, Site};
+use berth_tests::process::wait_until;
 use berth_tests::pwsh;
 use berth_tests::wine::relay::Relay;
 use berth_tests::wine::{Wine, path};
@@ -84,8 +85,7 @@ impl Windows {
         Ok(())
     }
 
-    /// Kills the agent, and then its PowerShell: that one is in the middle of a cmdlet which never returns here, and a real
-    /// one would return and end with its input.
+    /// Kills the agent. Its PowerShell must end with it: Windows sees to that (`driver/hyperv/powershell/leash.rs`).
     fn kill_agent(&mut self, how: Kill) -> anyhow::Result<()> {
         let mut agent = self.site.take_agent()?;
         match how {
@@ -96,7 +96,10 @@ impl Windows {
                 ensure!(ended.is_some(), "taskkill says that it ended the agent, and it goes on");
             }
         }
-        self.relay.kill_last()
+        // In the middle of a cmdlet that never returns here, it would go on for ever.
+        let ended = wait_until(berth_tests::hyperv::site::PATIENCE, || Ok(self.relay.running()? == 0))?;
+        ensure!(ended, "PowerShell goes on although its agent was killed");
+        Ok(())
     }
 
     /// Fails if anything was wrong that no single step shows.
