@@ -168,8 +168,8 @@ fn rows_of_the_openb_trace_become_hosts() {
     expect![[r#"
         n-0 96000 mCPU 1 MiB
         n-1 64000 mCPU 262144 MiB
-          PCIROOT(10)#PCI(0100)#PCI(0000) P100 10de:15f8 high 16416 MiB numa 0
-          PCIROOT(20)#PCI(0100)#PCI(0000) P100 10de:15f8 high 16416 MiB numa 1
+          PCIROOT(10)#PCI(0100)#PCI(0000) P100 10de:15f8 high 32800 MiB numa 0
+          PCIROOT(20)#PCI(0100)#PCI(0000) P100 10de:15f8 high 32800 MiB numa 1
         n-2 1000 mCPU 1 MiB
           PCIROOT(10)#PCI(0100)#PCI(0000) Odd fff0:0001 high 16416 MiB numa 0"#]]
     .assert_eq(&show(&fleet));
