@@ -108,6 +108,11 @@ pub fn of_gpu(
             ..found(Kind::of(&drift), placement.vm_id.as_ref(), drift.to_string())
         });
     }
+    // What the agent says of it then, and why nobody gets it.
+    let unclean = match &gpu.observed.health {
+        GpuHealth::Quarantined(reason @ QuarantineReason::NotCleanAfterRelease { .. }) => Some(reason.to_string()),
+        GpuHealth::Quarantined(_) | GpuHealth::Ok | GpuHealth::NeedsHostReboot => None,
+    };
     match &gpu.observed.state {
         GpuState::Attached { vm } => {
             let name = node.vms.get(vm).map_or_else(|| vm.to_string(), |seen| seen.name.to_string());
@@ -119,10 +124,13 @@ pub fn of_gpu(
         GpuState::Pooled if !on_purpose.contains(&id()) => Some(found(
             Kind::LeftDismounted,
             None,
-            "it is dismounted from the host and in no VM, and no placement left it so".to_owned(),
+            unclean.unwrap_or_else(|| {
+                "it is dismounted from the host and in no VM, and no placement left it so".to_owned()
+            }),
         )),
         GpuState::Host { driver: HostDriver::Disabled } => {
-            Some(found(Kind::Disabled, None, "it is disabled on the host, and no placement has it".to_owned()))
+            let seen = unclean.unwrap_or_else(|| "it is disabled on the host, and no placement has it".to_owned());
+            Some(found(Kind::Disabled, None, seen))
         }
         GpuState::Missing => {
             Some(found(Kind::CardMissing, None, "it was here and is not in its slot any more".to_owned()))

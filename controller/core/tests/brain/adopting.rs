@@ -385,3 +385,20 @@ fn what_was_run_in_a_guest_is_kept_once_and_again_when_more_is_known_of_it() {
     let wanted = [InstallEnd::Unknown, InstallEnd::Exited(1)].map(|end| Note::Installed(run(end).unwrap()));
     assert_eq!(notes, wanted);
 }
+
+/// A release had to leave it, and it turned up in the pool: nobody gets it, and what was seen says why.
+#[test]
+fn a_card_that_turned_up_unclean_is_not_available_and_told_as_left_dismounted() {
+    let mut f = Fixture::with_node(1);
+    let mut seen = gpu(0, GpuState::Pooled);
+    seen.health =
+        GpuHealth::Quarantined(QuarantineReason::NotCleanAfterRelease { seen: "it was gone then".to_owned() });
+    f.report("n1", vec![seen], Vec::new());
+    let told = f.drift();
+    assert!(
+        told.starts_with("LeftDismounted since")
+            && told.contains("did not come back clean after release: it was gone then"),
+        "{told}"
+    );
+    f.check(expect!["n1 generation 0 wants [], 0 available\n"]);
+}

@@ -386,12 +386,12 @@ fn a_card_that_vanishes_in_a_dismount_is_waited_for_and_then_given_back() {
     let mut bench = Bench::new(Intent::Attached);
     let mut start = bench.step();
     while start.step.kind() != StepKind::Dismount {
-        match &start.step {
-            Step::ConfigureVm { settings, .. } => vm_of(&mut bench.view).settings = settings.clone(),
-            Step::Disable { address } => {
-                set_state(&mut bench.view, &address.to_string(), GpuState::Host { driver: HostDriver::Disabled });
-            }
-            other => panic!("{other}"),
+        if let Step::ConfigureVm { settings, .. } = &start.step {
+            vm_of(&mut bench.view).settings = settings.clone();
+        } else if let Step::Disable { address } = &start.step {
+            set_state(&mut bench.view, &address.to_string(), GpuState::Host { driver: HostDriver::Disabled });
+        } else {
+            panic!("{}", start.step);
         }
         bench.ended(&start, Ok(()));
         start = bench.step();
