@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use berth_node_agent::driver::sim::StepFault;
 use berth_tests::hyperv::site::{NODE, PATIENCE, Site, listed};
-use berth_tests::hyperv::{A2, A16, BUERO, HABITS, UBUNTU, assign, fault, habits, usual, vm_in};
+use berth_tests::hyperv::{A2, A16, BUERO, HABITS, UBUNTU, assign, facts, fault, habits, usual, vm_in};
 use berth_tests::process::{Ran, binary, other, run, wait_until};
 use berth_tests::pwsh;
 use serde_json::{Value, json};
@@ -363,7 +363,8 @@ fn a_step_whose_agent_was_killed_gives_nothing_to_a_second_vm() -> anyhow::Resul
     Ok(())
 }
 
-/// Saved with its device, by hand or as the host went down: it cannot be resumed so, and the card must come back all the same.
+/// Saved with its device, by hand or as the host went down: the state is somebody's work, and only a person lets go of it.
+/// Until then the card stays claimed, and the placement says what to do; then it comes back by itself.
 #[test]
 fn a_card_comes_back_from_a_vm_that_was_saved() -> anyhow::Result<()> {
     let state = usual();
@@ -372,7 +373,17 @@ fn a_card_comes_back_from_a_vm_that_was_saved() -> anyhow::Result<()> {
     site.place("one", UBUNTU, "1", &["--model", "A2"])?;
     site.wait_active("one")?;
     site.host.change(|state| vm_in(state, UBUNTU)["state"] = json!("Saved"))?;
-    site.release("one")?;
+    site.ok(&["release", "one"])?;
+    let mut told = String::new();
+    let said = wait_until(PATIENCE, || {
+        told = site.ok(&["describe", "placement", "one"])?.stdout;
+        Ok(told.contains("saved state"))
+    })?;
+    ensure!(said, "{told}\n{}", site.log());
+    let mut now = site.host.state()?;
+    ensure!(vm_in(&mut now, UBUNTU)["state"] == "Saved" && !listed(&mut now, UBUNTU).is_empty(), "{now:#}");
+    site.host.change(|state| vm_in(state, UBUNTU)["state"] = json!("Off"))?;
+    wait_until(PATIENCE, || Ok(facts(&site.host.state()?) == facts(&state)))?;
     site.as_before(&state)
 }
 

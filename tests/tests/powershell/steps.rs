@@ -271,16 +271,16 @@ fn a_guest_that_is_being_asked_is_not_asked_again_until_the_vm_was_off() {
     });
 }
 
-/// It cannot be resumed with its device, so that what the planner asks for loses nothing; without one it is somebody's work.
+/// A saved state is somebody's work, device or not.
 #[test]
-fn a_saved_vm_with_a_device_gives_up_its_state_when_it_is_turned_off() {
+fn a_saved_vm_with_a_device_keeps_its_state() {
     let mut state = assigned();
     vm_in(&mut state, UBUNTU)["state"] = json!("Saved");
     on("saved with a device", &state, |host| {
-        let error = host.err("stop-vm", &json!({ "vm": UBUNTU, "how": "ShutDown" }))?;
-        ensure!(error["kind"] == "Refused" && host.acts()?.is_empty(), "{error}");
-        let result = host.ok("stop-vm", &json!({ "vm": UBUNTU, "how": "TurnOff" }))?;
-        ensure!(result["seen"]["vm"]["state"] == "Off" && host.acts()? == ["Remove-VMSavedState"], "{result}");
+        for how in ["ShutDown", "TurnOff"] {
+            let error = host.err("stop-vm", &json!({ "vm": UBUNTU, "how": how }))?;
+            ensure!(error["kind"] == "Refused" && host.acts()?.is_empty(), "{error}");
+        }
         Ok(())
     });
 }

@@ -4,7 +4,7 @@
     FunctionsToExport = @(
         'Get-VM', 'Get-VMHost', 'Get-VMSnapshot', 'Get-VMNetworkAdapter', 'Get-VMHostAssignableDevice', 'Get-VMResourcePool',
         'Get-VMAssignableDevice', 'Set-VM', 'Start-VM', 'Stop-VM', 'Dismount-VMHostAssignableDevice',
-        'Mount-VMHostAssignableDevice', 'Add-VMAssignableDevice', 'Remove-VMAssignableDevice', 'Remove-VMSavedState',
+        'Mount-VMHostAssignableDevice', 'Add-VMAssignableDevice', 'Remove-VMAssignableDevice',
         'Invoke-Command'
     )
     CmdletsToExport = @()

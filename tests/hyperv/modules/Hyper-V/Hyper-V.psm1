@@ -424,25 +424,6 @@ function Stop-VM {
     if ($AsJob) { [pscustomobject]@{ State = 'Completed'; Error = @(); ChildJobs = @() } }
 }
 
-function Remove-VMSavedState {
-    [CmdletBinding(DefaultParameterSetName = 'VMName', SupportsShouldProcess)]
-    param(
-        [Parameter(ParameterSetName = 'VMName', Position = 0, Mandatory, ValueFromPipeline)] [string[]] $VMName,
-        [Parameter(ParameterSetName = 'VMObject', Position = 0, Mandatory, ValueFromPipeline)] [object[]] $VM,
-        [Parameter(ParameterSetName = 'VMSnapshot', Position = 0, Mandatory, ValueFromPipeline)] [Alias('VMCheckpoint')] [object] $VMSnapshot,
-        [Parameter(ParameterSetName = 'VMName')] [object[]] $CimSession,
-        [Parameter(ParameterSetName = 'VMName')] [string[]] $ComputerName,
-        [Parameter(ParameterSetName = 'VMName')] [pscredential[]] $Credential
-    )
-    $call = Start-FakeCall 'Remove-VMSavedState' $PSBoundParameters
-    if (Test-FakeEnd $call) { return }
-    foreach ($machine in @(Find-Vm $call $VMName $VM)) {
-        if ($machine.state -ne 'Saved') { Confirm-VmOff $call $machine }
-        $machine.state = 'Off'
-    }
-    Complete-FakeCall $call
-}
-
 function Find-HostFunction($Call, [string] $LocationPath) {
     @($Call.State.functions | Where-Object { $_.in_slot -and (Test-Path-Equal $Call.State $_.path $LocationPath) })
 }
@@ -622,4 +603,4 @@ function Invoke-Command {
 
 Export-ModuleMember -Function Get-VM, Get-VMHost, Get-VMSnapshot, Get-VMNetworkAdapter, Get-VMHostAssignableDevice,
     Get-VMResourcePool, Get-VMAssignableDevice, Set-VM, Start-VM, Stop-VM, Dismount-VMHostAssignableDevice, Mount-VMHostAssignableDevice,
-    Add-VMAssignableDevice, Remove-VMAssignableDevice, Remove-VMSavedState, Invoke-Command
+    Add-VMAssignableDevice, Remove-VMAssignableDevice, Invoke-Command

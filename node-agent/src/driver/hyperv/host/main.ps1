@@ -14,7 +14,6 @@ $script:Needed = [ordered]@{
             'CheckpointType')
         'Start-VM' = @('VM', 'Confirm')
         'Stop-VM' = @('VM', 'TurnOff', 'Force', 'AsJob', 'Confirm')
-        'Remove-VMSavedState' = @('VM', 'Confirm')
         'Dismount-VMHostAssignableDevice' = @('LocationPath', 'Force', 'Confirm')
         'Mount-VMHostAssignableDevice' = @('LocationPath', 'Confirm')
         'Add-VMAssignableDevice' = @('VM', 'LocationPath', 'Confirm')

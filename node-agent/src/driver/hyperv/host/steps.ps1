@@ -273,9 +273,8 @@ function Test-Asked([string] $Id) {
 }
 
 # Asking the guest takes as long as the guest likes (up to five minutes, then it is forced), so that goes on in the
-# background and the agent looks again; pulling the plug is quick. A saved VM that lists a device cannot be resumed (the
-# device's state was not saved), so that turning it off is letting go of a state that is worth nothing; without a device it
-# is somebody's work.
+# background and the agent looks again; pulling the plug is quick. A saved state is somebody's work, device or not: a person
+# deletes it, or starts the VM.
 function Invoke-StopVm($Arguments) {
     Confirm-Arguments $Arguments @('vm', 'how', 'settle_ms')
     $id = Confirm-VmId (Get-Field $Arguments 'vm')
@@ -289,11 +288,7 @@ function Invoke-StopVm($Arguments) {
         return $false
     }
     if ($state -ceq 'Saved' -or $state -ceq 'FastSaved') {
-        $script:Asked[$key] = $null
-        if ($how -cne 'TurnOff' -or (Get-Record @($vm)).Count -eq 0) {
-            Stop-Request 'Refused' 'the VM has a saved state, which would be lost'
-        }
-        $null = Remove-VMSavedState -VM (Confirm-Vm $vm $id) -Confirm:$false -ErrorAction Stop
+        Stop-Request 'Refused' 'the VM has a saved state, which would be lost'
     } elseif ($how -ceq 'TurnOff') {
         $script:Asked[$key] = $null
         $null = Stop-VM -VM (Confirm-Vm $vm $id) -TurnOff -Force -Confirm:$false -ErrorAction Stop
