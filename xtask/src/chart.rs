@@ -75,7 +75,9 @@ fn found_or(
     let dir = root().join("target").join("tools").join(program);
     let kept = dir.join(kept);
     let here = config::named(variable).or_else(|| config::in_path(program));
-    if let Some(program) = here.or_else(|| kept.is_file().then(|| kept.clone())) {
+    // What was got knows where it lies, and the repository may have been moved since.
+    let runs = |kept: &Path| works(&kept.display().to_string(), &["--help"]);
+    if let Some(program) = here.or_else(|| runs(&kept).then(|| kept.clone())) {
         return Ok(program);
     }
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;

@@ -309,7 +309,7 @@ mod tests {
                 gpu[2].address: 0000:41:00.0 is listed twice
                 vm[0].id: VM id "1" is not of the form 8-4-4-4-12 hexadecimal digits
                 vm[0].name: VM name is empty
-                fault[0].step: "Explode" is not one of: Check, MakeStandalone, StopVm, ConfigureVm, Disable, Dismount, Attach, StartVm, Verify, Detach, Mount, Enable, RestoreVm"#]],
+                fault[0].step: "Explode" is not one of: Check, MakeStandalone, StopVm, ConfigureVm, Disable, Dismount, Attach, StartVm, Verify, InstallDriver, Detach, Mount, Enable, RestoreVm"#]],
         );
     }
 }
