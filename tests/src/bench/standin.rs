@@ -125,11 +125,11 @@ impl Host {
             "problem": if self.disabled { 22 } else { 28 }, "status": "Error", "name": "3D Video Controller",
             "class": null, "service": null, "manufacturer": null,
         });
-        let pooled = json!({ "location_path": GPU, "instance_id": format!("PCIP\\{TAIL}"), "base_class": 3 });
+        let pooled = json!({ "location_path": GPU, "instance_id": format!("PCIP\\{TAIL}"), "base_class": 3, "native_pool": null });
         let record = json!({ "location_path": GPU, "instance_id": format!("PCIP\\{TAIL}"), "pool": "Primordial" });
         let (functions, pool) = if self.dismounted { (vec![], vec![pooled]) } else { (vec![function], vec![]) };
         json!({
-            "boot_time": "2026-11-24T06:12:03Z", "functions": functions, "pool": pool, "vms": [{
+            "boot_time": "2026-11-24T06:12:03Z", "functions": functions, "unreadable": [], "pool": pool, "vms": [{
                 "id": VM, "name": "measured", "state": if self.running { "Running" } else { "Off" }, "generation": 2,
                 "clustered": false, "role": null, "replication_mode": "None", "start_action": "Nothing",
                 "settings": self.settings, "memory_startup_bytes": 4_u64 << 30, "processors": 8, "checkpoints": 0,
