@@ -66,6 +66,9 @@ pub(super) enum Compares {
     Each,
 }
 
+/// Begin of every key that Berth writes, those of the audit included.
+const EVERYTHING: &str = "berth/";
+
 impl Store {
     /// Starts an empty etcd.
     ///
@@ -99,7 +102,7 @@ impl Store {
 
     /// What the transaction of a revision wrote.
     pub(super) async fn shape(&self, revision: Revision) -> anyhow::Result<Shape> {
-        let mut changes = self.client.watch(key::ALL, revision).await?;
+        let mut changes = self.client.watch(EVERYTHING, revision).await?;
         let first = tokio::time::timeout(SHOWN, changes.next()).await.context("etcd does not show its history")?;
         let first = first.context("the history ended")??;
         ensure!(first.iter().all(|change| change.revision() == revision), "nothing was written at {revision}");
