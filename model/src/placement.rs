@@ -99,6 +99,23 @@ impl Phase {
         }
     }
 
+    /// What went wrong: why it failed, or is given back.
+    pub fn failure(&self) -> Option<&FailureReason> {
+        match self {
+            Self::Releasing { cause: ReleaseCause::Failure(reason), .. } | Self::Failed { reason, .. } => Some(reason),
+            Self::Requested
+            | Self::Queued { .. }
+            | Self::Held { .. }
+            | Self::Preparing { .. }
+            | Self::Attaching { .. }
+            | Self::Starting { .. }
+            | Self::Verifying { .. }
+            | Self::Active
+            | Self::Releasing { cause: ReleaseCause::Asked, .. }
+            | Self::Released => None,
+        }
+    }
+
     /// When this phase ends by itself.
     pub fn deadline(&self) -> Option<Timestamp> {
         match self {

@@ -4,7 +4,7 @@ use crate::metrics::INSTRUMENTS;
 use berth_core::decide::Input;
 use berth_core::world::{Node, World};
 use berth_model::gpu::{GpuState, HostDriver};
-use berth_model::placement::{FailureReason, Phase, Placement, ReleaseCause, StepError, StepKind, StepReport};
+use berth_model::placement::{FailureReason, Phase, Placement, StepError, StepKind, StepReport};
 use berth_model::{GpuId, NodeName, PlacementName};
 use berth_telemetry::metrics::controller::INPUT;
 use berth_telemetry::metrics::fleet::{CLASS, OUTCOME, REASON, STEP};
@@ -94,24 +94,8 @@ fn measure(was: Option<&Placement>, placement: &Placement) {
         INSTRUMENTS.placement_duration.record(since(placement.created), &[]);
     }
     let began_to_end = was.is_none_or(|was| !is_undone(&was.phase));
-    let reason = match &placement.phase {
-        Phase::Released => Some("Released"),
-        Phase::Releasing { cause: ReleaseCause::Failure(reason), .. } | Phase::Failed { reason, .. }
-            if began_to_end =>
-        {
-            Some(reason_name(reason))
-        }
-        Phase::Releasing { .. }
-        | Phase::Failed { .. }
-        | Phase::Requested
-        | Phase::Queued { .. }
-        | Phase::Held { .. }
-        | Phase::Preparing { .. }
-        | Phase::Attaching { .. }
-        | Phase::Starting { .. }
-        | Phase::Verifying { .. }
-        | Phase::Active => None,
-    };
+    let failed = placement.phase.failure().filter(|_| began_to_end).map(reason_name);
+    let reason = failed.or((placement.phase == Phase::Released).then_some("Released"));
     if let Some(reason) = reason {
         INSTRUMENTS.placements_ended.add(1, &[KeyValue::new(REASON, reason)]);
     }
@@ -128,21 +112,7 @@ fn reason_name(reason: &FailureReason) -> &'static str {
 }
 
 fn tell(was: Option<&Placement>, placement: &Placement) {
-    let error = match &placement.phase {
-        Phase::Failed { reason, .. } | Phase::Releasing { cause: ReleaseCause::Failure(reason), .. } => {
-            Some(reason.to_string())
-        }
-        Phase::Requested
-        | Phase::Queued { .. }
-        | Phase::Held { .. }
-        | Phase::Preparing { .. }
-        | Phase::Attaching { .. }
-        | Phase::Starting { .. }
-        | Phase::Verifying { .. }
-        | Phase::Active
-        | Phase::Releasing { cause: ReleaseCause::Asked, .. }
-        | Phase::Released => None,
-    };
+    let error = placement.phase.failure().map(ToString::to_string);
     // Only a call brings a new placement about, and its line says so.
     let Some(was) = was else { return };
     Here::of(placement.trace.as_ref()).in_scope(|| {

@@ -415,20 +415,8 @@ impl From<&Placement> for v1::Placement {
             generation,
             history,
         } = model;
-        let (failure, undone) = match phase {
-            Phase::Releasing { cause: ReleaseCause::Failure(reason), .. } => (Some(reason.into()), false),
-            Phase::Failed { reason, undone } => (Some(reason.into()), *undone),
-            Phase::Requested
-            | Phase::Queued { .. }
-            | Phase::Held { .. }
-            | Phase::Preparing { .. }
-            | Phase::Attaching { .. }
-            | Phase::Starting { .. }
-            | Phase::Verifying { .. }
-            | Phase::Active
-            | Phase::Releasing { cause: ReleaseCause::Asked, .. }
-            | Phase::Released => (None, false),
-        };
+        let failure = phase.failure().map(Into::into);
+        let undone = matches!(phase, Phase::Failed { undone: true, .. });
         Self {
             uid: uid.to_string(),
             request: Some(request.into()),
