@@ -71,8 +71,9 @@ pub async fn run(client: &Client, args: Audit, out: &mut Out<'_>) -> Result<(), 
     }
     if verify {
         let counted =
-            if not_recorded > 0 { format!("; {not_recorded} refused calls are only counted") } else { String::new() };
-        let text = format!("whole: {blocks} blocks after {}, head {}:{}{counted}", base.number, end.number, hex(&end));
+            if not_recorded > 0 { format!(", {not_recorded} refused calls only counted") } else { String::new() };
+        // The head stands last, for whoever cuts it off the line.
+        let text = format!("whole: {blocks} blocks after {}{counted}, head {}:{}", base.number, end.number, hex(&end));
         match format {
             Some(Format::Json | Format::Yaml) => Progress::stderr().say(text),
             None | Some(Format::Table | Format::Wide) => out.line(text)?,

@@ -9,11 +9,11 @@ use super::journal::{Acknowledged, Method, Told};
 use super::logs::{self, Logs};
 use anyhow::Context as _;
 use berth_model::PlacementUid;
-use berth_model::placement::Phase;
+use berth_model::placement::{FailureReason, Phase};
 use berth_proto::v1::placements_client::PlacementsClient;
 use berth_proto::v1::{self, ListPlacementsRequest};
 use berth_store::Revision;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
 
 /// A refusal that a caller who does what ours do may get.
@@ -42,10 +42,10 @@ const REFUSALS: &[Allowed] = &[
         why: "the one before for the same VM was left when its caller lost patience",
     },
     Allowed {
-        within: &[Experiment::Mixed],
+        within: &[Experiment::Mixed, Experiment::PausedLeader, Experiment::LeaderKills],
         method: Method::Commit,
         reason: "NOT_HELD",
-        why: "the hold expired while its caller was cut off",
+        why: "the hold expired while its caller was cut off or nobody led, which the history must confirm",
     },
 ];
 
@@ -86,7 +86,7 @@ pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &H
     };
     add(history.wrong.clone());
     add(told.wrong.clone());
-    add(refusals(experiment, told));
+    add(refusals(experiment, told, &history));
     add(told.acknowledged.iter().flat_map(|answer| kept(answer, &history)).collect());
     let (wrote, claimed) = writers(|candidate| cluster.number_of(candidate), &history, &logs);
     add(wrote);
@@ -98,13 +98,20 @@ pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &H
     Ok(Verdict { wrong, history, logs, claimed })
 }
 
-fn refusals(experiment: Experiment, told: &Told) -> Vec<String> {
+fn refusals(experiment: Experiment, told: &Told, history: &History) -> Vec<String> {
+    let expired: BTreeSet<&str> = history
+        .written
+        .values()
+        .filter(|written| written.placement.phase.failure() == Some(&FailureReason::HoldExpired))
+        .map(|written| written.placement.request.name.as_str())
+        .collect();
     let mut found: BTreeMap<String, u64> = BTreeMap::new();
     for refused in &told.refused {
         let known = REFUSALS.iter().any(|allowed| {
             let here = allowed.within.is_empty() || allowed.within.contains(&experiment);
             here && allowed.method == refused.method && allowed.reason == refused.reason
         });
+        let known = known && (refused.reason != "NOT_HELD" || expired.contains(refused.name.as_str()));
         if !known {
             let text = format!("{:?} was refused: {}: {}", refused.method, refused.reason, refused.text);
             *found.entry(text).or_default() += 1;
