@@ -441,6 +441,24 @@ impl World {
         self.reindex(Some(&before), Some(&after));
     }
 
+    /// Says that a node's record will be written once more.
+    pub(crate) fn renew_version(&mut self, name: &NodeName) {
+        // Nothing is derived from it.
+        if let Some(node) = self.nodes.get_mut(name) {
+            Arc::make_mut(node).version += 1;
+        }
+    }
+
+    /// Begins the next generation of a node's desired state, and says which it is.
+    pub(crate) fn renew_generation(&mut self, name: &NodeName) -> u64 {
+        // Nothing is derived from it.
+        self.nodes.get_mut(name).map_or(0, |node| {
+            let node = Arc::make_mut(node);
+            node.generation += 1;
+            node.generation
+        })
+    }
+
     /// Adds a node that was not known, with its GPUs; claims and reservations of placements already known are derived.
     pub fn insert_node(&mut self, mut node: Node) {
         node.reserved = Resources::default();

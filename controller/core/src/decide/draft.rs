@@ -118,7 +118,7 @@ impl Brain {
         self.renew_generations(&mut draft);
         let mut changes = Vec::new();
         for name in &draft.store_nodes {
-            self.world.update_node(name, |node| node.version += 1);
+            self.world.renew_version(name);
             changes.extend(self.world.node(name).map(|node| Change::PutNode(Arc::new(node_to_store(node)))));
         }
         for (name, before) in &draft.before {
@@ -168,8 +168,7 @@ impl Brain {
             }
         }
         for (node, names) in changed {
-            self.world.update_node(&node, |node| node.generation += 1);
-            let generation = self.world.node(&node).map_or(0, |node| node.generation);
+            let generation = self.world.renew_generation(&node);
             for name in names {
                 let Some(placement) = self.world.placement(&name) else { continue };
                 if placement.generation != generation && !matches!(placement.phase, Phase::Queued { .. }) {
