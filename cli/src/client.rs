@@ -2,7 +2,7 @@
 //! only where repeating is safe. Any controller answers every call; when one cannot, the next one is asked.
 
 use crate::args::Tls;
-use crate::error::Error;
+use crate::error::{Error, Unsure};
 use crate::tls;
 use berth_proto::status::Problem;
 use berth_proto::v1::inventory_client::InventoryClient;
@@ -32,38 +32,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// What one attempt of a call gives.
 pub type Answer<T> = Result<Response<T>, Status>;
-
-/// What to do when it is not known whether a call took effect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unsure {
-    /// Repeating it with the same id is safe.
-    Repeat {
-        /// The id.
-        request_id: String,
-    },
-    /// Repeating it as it is is safe.
-    Again,
-    /// It must be read back.
-    ReadBack {
-        /// The placement.
-        name: String,
-    },
-}
-
-impl fmt::Display for Unsure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Repeat { request_id } => {
-                write!(
-                    f,
-                    "Repeat the same command with --request-id {request_id}: if it did happen, you get the same placement."
-                )
-            }
-            Self::Again => write!(f, "Repeat the same command: doing it twice is no error."),
-            Self::ReadBack { name } => write!(f, "`berth get placements {name}` says whether it did."),
-        }
-    }
-}
 
 /// One controller.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ pub mod describe;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod get;
-mod list;
+pub(crate) mod list;
 pub mod place;
 pub mod plan;
 pub mod release;
@@ -22,12 +22,6 @@ use crate::args::{Cli, Command};
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::Out;
-
-/// Every placement the controller still knows, what is over included.
-#[cfg(feature = "dev")]
-pub(crate) async fn every_placement(client: &Client) -> Result<Vec<berth_proto::v1::Placement>, Error> {
-    Ok(list::placements(client, Default::default()).await?.items)
-}
 
 /// Runs a command line.
 ///

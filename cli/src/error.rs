@@ -1,10 +1,9 @@
 //! What can go wrong for someone at the command line: a sentence, an exit code, and what to do next.
 
-use crate::client::Unsure;
 use crate::{fleet, workloads};
 use berth_model::reason::ErrorClass;
 use berth_proto::status::Problem;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
 /// Exit codes; scripts rely on them.
@@ -34,6 +33,38 @@ impl Exit {
             Self::NotPlaceable => 3,
             Self::NotFound => 4,
             Self::Unavailable => 5,
+        }
+    }
+}
+
+/// What to do when it is not known whether a call took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsure {
+    /// Repeating it with the same id is safe.
+    Repeat {
+        /// The id.
+        request_id: String,
+    },
+    /// Repeating it as it is is safe.
+    Again,
+    /// It must be read back.
+    ReadBack {
+        /// The placement.
+        name: String,
+    },
+}
+
+impl fmt::Display for Unsure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repeat { request_id } => {
+                write!(
+                    f,
+                    "Repeat the same command with --request-id {request_id}: if it did happen, you get the same placement."
+                )
+            }
+            Self::Again => write!(f, "Repeat the same command: doing it twice is no error."),
+            Self::ReadBack { name } => write!(f, "`berth get placements {name}` says whether it did."),
         }
     }
 }

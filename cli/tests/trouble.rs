@@ -8,6 +8,7 @@ use berth::error::Exit;
 use berth::fleet;
 use berth::output::{Style, system_clock};
 use berth_controller as controller;
+use berth_controller::config::{Rebuild, Restore};
 use berth_controller::console::Console;
 use berth_controller::{rebuild, restore};
 use berth_model::{Timestamp, VmId};
@@ -187,7 +188,7 @@ impl Scene {
     async fn restore(&self) -> (anyhow::Result<()>, String) {
         let store = self.open_store().await;
         let (mut out, mut input) = (Vec::new(), &b""[..]);
-        let options = restore::Options { file: self.file(), yes: true, into_nonempty: false };
+        let options = Restore { file: self.file(), yes: true, into_nonempty: false };
         let ended = restore::run(&store, &self.config, &options, now(), &mut Console::new(&mut out, &mut input)).await;
         (ended, String::from_utf8(out).unwrap())
     }
@@ -278,7 +279,7 @@ async fn a_lost_store_is_made_anew_from_what_agents_hold() {
     scene.lose_store().await;
     let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);
     let nodes = usize::try_from(NODES).unwrap();
-    let options = rebuild::Options { wait: PATIENCE, nodes: Some(nodes), yes: false };
+    let options = Rebuild { wait: PATIENCE, nodes: Some(nodes), yes: false };
     let store = scene.open_store().await;
     let mut console = Console::new(&mut out, &mut input);
     rebuild::run(&store, &scene.config, &options, now, &mut console).await.unwrap();
@@ -380,7 +381,7 @@ async fn a_controller_on_another_store_takes_nothing_from_agents() {
     strange(&scene).await;
     scene.stop_controller().await;
     let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);
-    let options = rebuild::Options { wait: PATIENCE, nodes: Some(usize::try_from(NODES).unwrap()), yes: false };
+    let options = Rebuild { wait: PATIENCE, nodes: Some(usize::try_from(NODES).unwrap()), yes: false };
     let store = scene.open_store().await;
     let mut console = Console::new(&mut out, &mut input);
     rebuild::run(&store, &scene.config, &options, now, &mut console).await.unwrap();

@@ -3,21 +3,26 @@
 //! Owns every name of a setting, and is the only place that reads the environment. A setting nobody knows is refused,
 //! wherever it comes from: a misspelt name must not become a silent default. All that is wrong is told at once.
 
+mod flags;
+mod layers;
+mod task;
 mod values;
 
-use crate::{rebuild, restore};
+pub use task::{Once, Rebuild, Restore, Task};
+
 use berth_core::decide::Limits;
 use berth_store_etcd::ConnectError;
 use berth_telemetry as telemetry;
 use berth_tls::{Pair, server};
-use clap::{Parser, Subcommand};
-use std::collections::BTreeMap;
+use clap::Parser as _;
+use flags::Flags;
+use layers::{Layer, from_environment, from_file};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use values::{SETTINGS, count, duration};
+use values::SETTINGS;
 
 /// Where the controller listens unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7600;
@@ -176,17 +181,6 @@ pub struct Settings {
     pub task: Task,
 }
 
-/// What a process does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Task {
-    /// Be a controller.
-    Control,
-    /// Put a backup into the store, then end.
-    Restore(restore::Options),
-    /// Make the store anew from what agents hold, then end.
-    Rebuild(rebuild::Options),
-}
-
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -226,116 +220,6 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Berth's controller: knows every GPU of the fleet and decides which virtual machine gets which.
-///
-/// Every setting can also stand in the file (limits.hold = "10m") or in the environment (BERTH_CONTROLLER_LIMITS_HOLD);
-/// a flag wins over the environment, the environment over the file.
-#[derive(Parser, Debug, Default)]
-#[command(
-    name = "berth-controller",
-    version,
-    after_help = "Examples:\n  berth-controller --config /etc/berth/controller.toml --check-config\n  berth-controller --data-dir ./data --set agents.heartbeat=5s\n  berth-controller restore berth.backup --config /etc/berth/controller.toml\n  berth-controller rebuild --config /etc/berth/controller.toml --nodes 12"
-)]
-struct Flags {
-    /// Configuration file (TOML).
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Check the configuration and end.
-    #[arg(long, global = true)]
-    check_config: bool,
-    /// Address to listen on, HOST:PORT.
-    #[arg(long, global = true, value_name = "ADDRESS")]
-    listen: Option<String>,
-    /// Allow listening beyond this machine without encryption.
-    #[arg(long, global = true)]
-    insecure: bool,
-    /// This controller's certificate (PEM), with those that lead to the CA; makes it speak TLS.
-    #[arg(long, global = true, value_name = "FILE")]
-    tls_cert: Option<String>,
-    /// The private key of the certificate (PEM).
-    #[arg(long, global = true, value_name = "FILE")]
-    tls_key: Option<String>,
-    /// The CA of the certificates that agents must and callers may show (PEM).
-    #[arg(long, global = true, value_name = "FILE")]
-    tls_client_ca: Option<String>,
-    /// Directory of the embedded store.
-    #[arg(long, global = true, value_name = "DIR")]
-    data_dir: Option<String>,
-    /// Store: embedded, memory or etcd.
-    #[arg(long, global = true, value_name = "NAME")]
-    store: Option<String>,
-    /// Members of the etcd cluster, separated by commas; makes etcd the store.
-    #[arg(long, global = true, value_name = "ENDPOINTS")]
-    etcd: Option<String>,
-    /// Form of the log: human or json.
-    #[arg(long, global = true, value_name = "FORM")]
-    log_format: Option<String>,
-    /// What to log, such as info,berth_controller=debug.
-    #[arg(long, global = true, value_name = "FILTER")]
-    log_filter: Option<String>,
-    /// Any setting by its name in the file; may be given several times.
-    #[arg(long = "set", global = true, value_name = "NAME=VALUE")]
-    set: Vec<String>,
-    /// What to do instead of being a controller.
-    #[command(subcommand)]
-    task: Option<TaskFlags>,
-}
-
-/// Tasks beside being a controller.
-#[derive(Subcommand, Debug, Clone)]
-enum TaskFlags {
-    /// Put a backup into the store. Stop every controller first
-    #[command(after_help = "Example:
-  berth-controller restore berth.backup --config /etc/berth/controller.toml
-
-Checks the whole file before it touches the store, says what it will do, and asks. See docs/backup.md.")]
-    Restore {
-        /// The backup, as `berth backup` wrote it.
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// Replace whatever is in the store.
-        #[arg(long)]
-        into_nonempty: bool,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-    },
-    /// Make a store that was lost anew, from what agents hold
-    #[command(after_help = "Example:
-  berth-controller rebuild --config /etc/berth/controller.toml --nodes 12
-
-Listens for agents where the controller would, decides nothing, shows what they hold, asks, writes it and ends. See
-docs/backup.md.")]
-    Rebuild {
-        /// How long to wait for agents.
-        #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
-        wait: Duration,
-        /// How many nodes there must be. Waiting ends when all have told what they hold; with fewer nothing is written.
-        #[arg(long, value_name = "N", value_parser = count)]
-        nodes: Option<usize>,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-    },
-}
-
-impl From<TaskFlags> for Task {
-    fn from(flags: TaskFlags) -> Self {
-        match flags {
-            TaskFlags::Restore { file, into_nonempty, yes } => {
-                Self::Restore(restore::Options { file, into_nonempty, yes })
-            }
-            TaskFlags::Rebuild { wait, nodes, yes } => Self::Rebuild(rebuild::Options { wait, nodes, yes }),
-        }
-    }
-}
-
-/// Start of every variable that is the controller's.
-const PREFIX: &str = "BERTH_CONTROLLER_";
-
-/// Values by the name of their setting, each with the name it had where it came from.
-type Layer = BTreeMap<String, (String, String)>;
-
 impl Settings {
     /// Reads flags, environment and file of this process. Ends the process for `--help` and for bad flags.
     ///
@@ -353,8 +237,8 @@ impl Settings {
             None => Layer::new(),
         };
         let check_only = flags.check_config;
-        let task = flags.task.clone().map_or(Task::Control, Task::from);
-        let flags = from_flags(flags, &mut problems);
+        let task = flags.task.clone().map_or(Task::Control, Task::Once);
+        let flags = flags.layer(&mut problems);
         let mut settings = Self {
             controller: Config::default(),
             log: telemetry::Options::default(),
@@ -438,137 +322,6 @@ impl Config {
 
 fn known() -> String {
     SETTINGS.iter().map(|setting| setting.name).collect::<Vec<_>>().join(", ")
-}
-
-fn from_flags(flags: Flags, problems: &mut Vec<Problem>) -> Layer {
-    let Flags {
-        config: _,
-        check_config: _,
-        task: _,
-        listen,
-        insecure,
-        tls_cert,
-        tls_key,
-        tls_client_ca,
-        data_dir,
-        store,
-        etcd,
-        log_format,
-        log_filter,
-        set,
-    } = flags;
-    let named = [
-        ("listen", "--listen", listen),
-        ("insecure", "--insecure", insecure.then(|| "true".to_owned())),
-        ("tls.cert", "--tls-cert", tls_cert),
-        ("tls.key", "--tls-key", tls_key),
-        ("tls.client_ca", "--tls-client-ca", tls_client_ca),
-        ("data_dir", "--data-dir", data_dir),
-        // Naming etcd's members is choosing it, unless --store says otherwise.
-        ("store", "--store", store.or_else(|| etcd.as_ref().map(|_| StoreKind::Etcd.name().to_owned()))),
-        ("etcd.endpoints", "--etcd", etcd),
-        ("log.format", "--log-format", log_format),
-        ("log.filter", "--log-filter", log_filter),
-    ];
-    let mut layer = Layer::new();
-    for pair in set {
-        match pair.split_once('=') {
-            Some((name, value)) => {
-                layer.insert(name.to_owned(), (format!("--set {name}"), value.to_owned()));
-            }
-            None => problems
-                .push(Problem { setting: format!("--set {pair}"), why: "is not of the form NAME=VALUE".to_owned() }),
-        }
-    }
-    for (name, flag, value) in named {
-        if let Some(value) = value {
-            layer.insert(name.to_owned(), (flag.to_owned(), value));
-        }
-    }
-    layer
-}
-
-fn from_environment(
-    environment: impl Iterator<Item = (OsString, OsString)>,
-    problems: &mut Vec<Problem>,
-) -> (Layer, Option<PathBuf>) {
-    let mut layer = Layer::new();
-    let mut config = None;
-    for (variable, value) in environment {
-        let Some(short) = variable.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
-        let given_as = format!("{PREFIX}{short}");
-        if short == "CONFIG" {
-            config = Some(PathBuf::from(value));
-            continue;
-        }
-        let Ok(value) = value.into_string() else {
-            problems.push(Problem { setting: given_as, why: "is not valid UTF-8".to_owned() });
-            continue;
-        };
-        let setting = SETTINGS.iter().find(|setting| setting.name.replace('.', "_").to_ascii_uppercase() == short);
-        let name = setting.map_or(short, |setting| setting.name);
-        layer.insert(name.to_owned(), (given_as, value));
-    }
-    (layer, config)
-}
-
-/// Settings that name files and folders.
-const FILES: [&str; 9] = [
-    "data_dir",
-    "tls.cert",
-    "tls.key",
-    "tls.client_ca",
-    "etcd.ca",
-    "etcd.cert",
-    "etcd.key",
-    "etcd.password_file",
-    "telemetry.ca",
-];
-
-fn from_file(path: &Path, problems: &mut Vec<Problem>) -> Result<Layer, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let table: toml::Table = toml::from_str(&text)
-        .map_err(|error| Error::File { path: path.to_owned(), why: error.to_string().trim_end().to_owned() })?;
-    let mut layer = Layer::new();
-    flatten("", table, &mut layer, problems);
-    // What a file names lies beside that file, wherever the controller was started.
-    let here = path.parent().unwrap_or(Path::new(""));
-    for name in FILES {
-        let Some((_, value)) = layer.get_mut(name).filter(|(_, value)| !value.is_empty()) else { continue };
-        match here.join(&*value).into_os_string().into_string() {
-            Ok(joined) => *value = joined,
-            Err(_) => {
-                problems.push(Problem { setting: name.to_owned(), why: "its path is not valid UTF-8".to_owned() })
-            }
-        }
-    }
-    Ok(layer)
-}
-
-fn flatten(prefix: &str, table: toml::Table, layer: &mut Layer, problems: &mut Vec<Problem>) {
-    for (key, value) in table {
-        let name = format!("{prefix}{key}");
-        let value = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Integer(number) => number.to_string(),
-            toml::Value::Boolean(yes) => yes.to_string(),
-            // Which setting takes one is said where it is read.
-            toml::Value::Float(number) => number.to_string(),
-            toml::Value::Table(table) => {
-                flatten(&format!("{name}."), table, layer, problems);
-                continue;
-            }
-            // A list is written as flags and variables write it.
-            toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => {
-                list.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
-            }
-            toml::Value::Datetime(_) | toml::Value::Array(_) => {
-                problems.push(Problem { setting: name, why: "must be a text, a number, true or false".to_owned() });
-                continue;
-            }
-        };
-        layer.insert(name.clone(), (name, value));
-    }
 }
 
 #[cfg(test)]

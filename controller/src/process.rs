@@ -1,7 +1,7 @@
 //! The process `berth-controller`: one controller, from its settings until a signal or a fault ends it; or one of the tasks
 //! that fill a store.
 
-use crate::config::{Config, Settings, StoreKind, Task};
+use crate::config::{Config, Once, Settings, StoreKind, Task};
 use crate::console::Console;
 use crate::leader::Ended;
 use crate::{app, leader, rebuild, restore};
@@ -54,11 +54,11 @@ async fn run_with(settings: Settings) -> anyhow::Result<()> {
     let mut console = Console::new(&mut out, &mut input);
     match settings.task {
         Task::Control => control(config).await,
-        Task::Restore(options) => {
+        Task::Once(Once::Restore(options)) => {
             let store = lasting_store(&config).await?;
             restore::run(store.as_ref(), &config, &options, leader::now(), &mut console).await
         }
-        Task::Rebuild(options) => {
+        Task::Once(Once::Rebuild(options)) => {
             let store = lasting_store(&config).await?;
             rebuild::run(store.as_ref(), &config, &options, leader::now, &mut console).await
         }

@@ -9,7 +9,7 @@ mod reconstruct;
 mod serving;
 
 use crate::app::StartError;
-use crate::config::Config;
+use crate::config::{Config, Rebuild};
 use crate::console::{Console, list};
 use crate::refill;
 use berth_model::NodeName;
@@ -22,17 +22,6 @@ use reconstruct::Rebuilt;
 use serving::Serving;
 use std::fmt::Write as _;
 use std::time::Duration;
-
-/// How to rebuild.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// How long to wait for agents.
-    pub wait: Duration,
-    /// How many nodes there must be; waiting ends when all of them have told everything.
-    pub nodes: Option<usize>,
-    /// Do not ask.
-    pub yes: bool,
-}
 
 /// Why nothing was rebuilt. The store is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -71,11 +60,11 @@ pub enum Error {
 pub async fn run(
     store: &dyn Store,
     config: &Config,
-    options: &Options,
+    options: &Rebuild,
     now: fn() -> Timestamp,
     console: &mut Console<'_>,
 ) -> anyhow::Result<()> {
-    let Options { wait, nodes, yes } = options;
+    let Rebuild { wait, nodes, yes } = options;
     let leadership = refill::lead(store, "rebuild").await?;
     let present = refill::keys(store).await?;
     // What a node is its agent tells again; a controller on a store that was lost has written it before anybody looked.
@@ -113,7 +102,7 @@ pub async fn run(
     Ok(())
 }
 
-fn judge(heard: &[Heard], options: &Options) -> Result<(), Error> {
+fn judge(heard: &[Heard], options: &Rebuild) -> Result<(), Error> {
     if heard.is_empty() {
         return Err(Error::Nobody(options.wait));
     }

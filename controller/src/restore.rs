@@ -4,7 +4,7 @@
 //! they have obeyed since, and deadlines move by the time that has passed. Must never write anything of a backup that is
 //! not whole or contradicts itself, nor touch a store that holds something unless it was told to.
 
-use crate::config::Config;
+use crate::config::{Config, Restore};
 use crate::console::{Console, list};
 use crate::leader::load;
 use crate::refill::{self, Content};
@@ -21,24 +21,12 @@ use berth_store::{KeyValue, Revision, Store, record};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// How far terms and generations rise at least above the backup's.
 const LEAP: u64 = 1_000;
 /// How far at most: half of what a leader believes an agent to be ahead, so that it still hears of those who are.
 const LONGEST_LEAP: u64 = 500_000;
-
-/// What to restore, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// The backup.
-    pub file: PathBuf,
-    /// Do not ask.
-    pub yes: bool,
-    /// Replace whatever is in the store.
-    pub into_nonempty: bool,
-}
 
 /// Why a backup is not restored. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -85,11 +73,11 @@ struct Prepared {
 pub async fn run(
     store: &dyn Store,
     config: &Config,
-    options: &Options,
+    options: &Restore,
     now: Timestamp,
     console: &mut Console<'_>,
 ) -> anyhow::Result<()> {
-    let Options { file, yes, into_nonempty } = options;
+    let Restore { file, yes, into_nonempty } = options;
     let name = file.display();
     let opened = File::open(file).with_context(|| format!("cannot read {name}"))?;
     let read = backup::read(BufReader::new(opened)).map_err(Error::from);

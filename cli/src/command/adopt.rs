@@ -1,8 +1,8 @@
 //! `berth adopt`: take over as placements what VMs have already.
 
 use crate::args::{Adopt, Format, ReturnTo};
-use crate::client::{Client, Unsure};
-use crate::error::Error;
+use crate::client::Client;
+use crate::error::{Error, Unsure};
 use crate::output::{Good, Out, judged, short, table};
 use berth_proto::v1;
 use comfy_table::{Cell, Table};

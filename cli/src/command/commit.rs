@@ -1,8 +1,8 @@
 //! `berth commit`: the VM of a held placement exists now.
 
 use crate::args::{Commit, Format};
-use crate::client::{Client, Unsure};
-use crate::error::Error;
+use crate::client::Client;
+use crate::error::{Error, Unsure};
 use crate::output::{Out, table};
 use berth_proto::v1;
 

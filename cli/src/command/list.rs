@@ -12,9 +12,9 @@ const PAGE: u32 = 5_000;
 const TRIES: usize = 3;
 
 /// A whole list, and the revision its last page is consistent at.
-pub(super) struct Whole<T> {
-    pub(super) items: Vec<T>,
-    pub(super) revision: u64,
+pub(crate) struct Whole<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) revision: u64,
 }
 
 /// One page: what is on it, the token of the next, and its revision.
@@ -110,7 +110,7 @@ pub(super) async fn drift(client: &Client, filter: v1::ListDriftRequest) -> Resu
     .await
 }
 
-pub(super) async fn placements(
+pub(crate) async fn placements(
     client: &Client,
     filter: v1::ListPlacementsRequest,
 ) -> Result<Whole<v1::Placement>, Error> {

@@ -2,8 +2,8 @@
 
 use super::wait::{self, Goal};
 use crate::args::{Format, Release};
-use crate::client::{Client, Unsure};
-use crate::error::Error;
+use crate::client::Client;
+use crate::error::{Error, Unsure};
 use crate::output::{Out, table};
 use crate::progress::Progress;
 use berth_proto::v1;

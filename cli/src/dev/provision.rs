@@ -6,8 +6,9 @@
 //! or being prepared needs its VM, one that is over does not.
 
 use super::Hosts;
-use crate::client::{Client, Unsure};
-use crate::error::Error;
+use crate::client::Client;
+use crate::command::list;
+use crate::error::{Error, Unsure};
 use berth_model::id::VmName;
 use berth_model::reason::ErrorClass;
 use berth_model::vm::VmSelector;
@@ -51,7 +52,8 @@ async fn pass(client: &Client, hosts: &Hosts) -> Result<(), Error> {
     let request = v1::WatchPlacementsRequest { after_revision: 0, name: String::new() };
     let broken = |status: &tonic::Status| crate::client::broken(status, client.endpoint());
     let mut stream = client.placements().watch(request).await.map_err(|status| broken(&status))?.into_inner();
-    let (ended, live): (Vec<_>, Vec<_>) = crate::command::every_placement(client).await?.into_iter().partition(over);
+    let (ended, live): (Vec<_>, Vec<_>) =
+        list::placements(client, v1::ListPlacementsRequest::default()).await?.items.into_iter().partition(over);
     // A name may have been used again: what is over goes first, so that nothing live loses its VM.
     for placement in ended.into_iter().chain(live) {
         handle(client.clone(), Arc::clone(hosts), placement).await;

@@ -2,6 +2,7 @@
 
 use super::*;
 use expect_test::{Expect, expect};
+use std::path::Path;
 
 fn resolve(flags: &[&str], environment: &[(&str, &str)], file: Option<&str>) -> Result<Settings, Error> {
     let mut flags = Flags::parse_from(std::iter::once(&"berth-controller").chain(flags));
@@ -101,11 +102,14 @@ fn a_task_takes_the_same_settings_before_and_after_its_name() {
         settings.task
     };
     assert_eq!(task(&["--data-dir", "d"]), Task::Control);
-    let restore = restore::Options { file: "f".into(), yes: false, into_nonempty: true };
-    assert_eq!(task(&["--data-dir", "d", "restore", "f", "--into-nonempty"]), Task::Restore(restore.clone()));
-    assert_eq!(task(&["restore", "f", "--data-dir", "d", "--into-nonempty"]), Task::Restore(restore));
-    let rebuild = rebuild::Options { wait: Duration::from_secs(30), nodes: None, yes: true };
-    assert_eq!(task(&["rebuild", "--yes", "--set", "data_dir=d"]), Task::Rebuild(rebuild));
+    let restore = Restore { file: "f".into(), yes: false, into_nonempty: true };
+    assert_eq!(
+        task(&["--data-dir", "d", "restore", "f", "--into-nonempty"]),
+        Task::Once(Once::Restore(restore.clone()))
+    );
+    assert_eq!(task(&["restore", "f", "--data-dir", "d", "--into-nonempty"]), Task::Once(Once::Restore(restore)));
+    let rebuild = Rebuild { wait: Duration::from_secs(30), nodes: None, yes: true };
+    assert_eq!(task(&["rebuild", "--yes", "--set", "data_dir=d"]), Task::Once(Once::Rebuild(rebuild)));
 }
 
 #[test]

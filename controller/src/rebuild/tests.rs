@@ -154,7 +154,7 @@ fn an_agent_that_never_held_anything_is_a_node_without_placements() {
 
 #[test]
 fn nothing_is_written_while_an_agent_has_not_told() {
-    let options = |nodes| Options { wait: Duration::from_secs(30), nodes, yes: true };
+    let options = |nodes| Rebuild { wait: Duration::from_secs(30), nodes, yes: true };
     let whole = heard("n1", &[]);
     let silent = Heard { holdings: None, ..heard("n2", &[]) };
     assert!(judge(std::slice::from_ref(&whole), &options(Some(1))).is_ok());

@@ -77,13 +77,13 @@ impl File {
         Self { dir }
     }
 
-    fn options(&self, yes: bool, into_nonempty: bool) -> Options {
-        Options { file: self.dir.path().join("b"), yes, into_nonempty }
+    fn options(&self, yes: bool, into_nonempty: bool) -> Restore {
+        Restore { file: self.dir.path().join("b"), yes, into_nonempty }
     }
 }
 
 /// Restores a while after the backup; gives what was said.
-async fn restore(store: &dyn Store, options: Options, answer: &str) -> (anyhow::Result<()>, String) {
+async fn restore(store: &dyn Store, options: Restore, answer: &str) -> (anyhow::Result<()>, String) {
     let (mut out, mut input) = (Vec::new(), answer.as_bytes());
     let now = TAKEN.after(Duration::from_secs(7_200));
     let ended = run(store, &config(), &options, now, &mut Console::new(&mut out, &mut input)).await;

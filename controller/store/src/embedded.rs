@@ -10,7 +10,6 @@ mod writer;
 
 pub use open::OpenError;
 
-use crate::engine;
 use crate::follow::{self, Chunk, History, Tip};
 use crate::past::{self, Span};
 use crate::store::{CommitError, Error, KeyValue, Leadership, Page, Revision, Store, Transaction, Watch};
@@ -142,7 +141,7 @@ impl Store for Embedded {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
-        engine::legal(&transaction)?;
+        transaction.check()?;
         let (answer, outcome) = oneshot::channel();
         if !self.hand_over(Job::Commit { transaction, answer }).await {
             return Err(CommitError::Unavailable(STOPPED.to_owned()));

@@ -3,12 +3,9 @@
 //! Owns the order of the checks and how versions are counted: in memory and on disk the same code, so that the two
 //! cannot differ. Must never wait, and knows nothing of how keys are kept.
 
-use crate::store::{
-    CommitError, Event, Fence, KeyValue, MAX_OPERATIONS, MAX_VALUE_BYTES, Revision, Transaction, Write,
-};
+use crate::store::{CommitError, Event, Fence, KeyValue, Revision, Transaction, Write};
 use crate::{Precondition, key, record};
 use bytes::Bytes;
-use std::collections::BTreeSet;
 
 /// What is kept under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,33 +62,6 @@ impl From<Refusal> for CommitError {
             Refusal::Precondition { key } => Self::Precondition { key },
         }
     }
-}
-
-/// Checks the bounds, which do not depend on what is stored.
-pub(crate) fn legal(transaction: &Transaction) -> Result<(), CommitError> {
-    let refuse = |why: String| Err(CommitError::Illegal(why));
-    let operations = transaction.operations();
-    if operations > MAX_OPERATIONS {
-        return refuse(format!("it has {operations} operations, at most {MAX_OPERATIONS} are allowed: split it"));
-    }
-    let looked_at = transaction.preconditions.iter().map(Precondition::key);
-    let fence = transaction.fence.iter().map(|fence| fence.key.as_str());
-    if looked_at.chain(fence).chain(transaction.writes.iter().map(Write::key)).any(str::is_empty) {
-        return refuse("a key is empty".to_owned());
-    }
-    let mut seen = BTreeSet::new();
-    for write in &transaction.writes {
-        let key = write.key();
-        if !seen.insert(key) {
-            return refuse(format!("it writes {key} twice"));
-        }
-        if let Write::Put { value, .. } = write
-            && value.len() > MAX_VALUE_BYTES
-        {
-            return refuse(format!("the value of {key} is {} bytes long, at most {MAX_VALUE_BYTES}", value.len()));
-        }
-    }
-    Ok(())
 }
 
 /// Checks a legal transaction and applies it as revision `next`. Without any change the revision is not used up.

@@ -174,7 +174,7 @@ impl Store for Memory {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
-        engine::legal(&transaction)?;
+        transaction.check()?;
         let mut state = self.shared.state();
         let next = Revision(state.revision().0 + 1);
         let Ok(applied) = engine::apply(&mut state.keys, next, &transaction);

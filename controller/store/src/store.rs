@@ -4,6 +4,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Most operations (preconditions count, too) in one transaction: etcd's default limit (`--max-txn-ops`).
@@ -127,7 +128,29 @@ impl Transaction {
     /// # Errors
     /// [`CommitError::Illegal`], saying which bound is broken.
     pub fn check(&self) -> Result<(), CommitError> {
-        crate::engine::legal(self)
+        let refuse = |why: String| Err(CommitError::Illegal(why));
+        let operations = self.operations();
+        if operations > MAX_OPERATIONS {
+            return refuse(format!("it has {operations} operations, at most {MAX_OPERATIONS} are allowed: split it"));
+        }
+        let looked_at = self.preconditions.iter().map(Precondition::key);
+        let fence = self.fence.iter().map(|fence| fence.key.as_str());
+        if looked_at.chain(fence).chain(self.writes.iter().map(Write::key)).any(str::is_empty) {
+            return refuse("a key is empty".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        for write in &self.writes {
+            let key = write.key();
+            if !seen.insert(key) {
+                return refuse(format!("it writes {key} twice"));
+            }
+            if let Write::Put { value, .. } = write
+                && value.len() > MAX_VALUE_BYTES
+            {
+                return refuse(format!("the value of {key} is {} bytes long, at most {MAX_VALUE_BYTES}", value.len()));
+            }
+        }
+        Ok(())
     }
 }
 
