@@ -101,7 +101,7 @@ pub fn dashboard_queries() -> anyhow::Result<Vec<Query>> {
         for panel in dashboard["panels"].as_array().with_context(|| format!("{file} has no panels"))? {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let expr = target["expr"].as_str().with_context(|| format!("{file}: a target without expr"))?;
-                let expr = plain(expr);
+                let expr = plain(expr, "5m");
                 found.push(Query { place: format!("{file}: {}", panel["title"]), expr });
             }
         }
@@ -143,9 +143,11 @@ pub fn alerts(rules: &Value) -> Vec<(String, Value)> {
     rules.map(|rule| (rule["alert"].as_str().unwrap_or_default().to_owned(), rule.clone())).collect()
 }
 
-/// A dashboard's expression with every value chosen for its variables, and an instance for the one that is chosen.
-fn plain(expr: &str) -> String {
-    let mut expr = expr.replace("$__rate_interval", "5m");
+/// A dashboard's expression with every value chosen for its variables, an instance for the one that is chosen, and this
+/// span for rates.
+#[must_use]
+pub fn plain(expr: &str, rate_interval: &str) -> String {
+    let mut expr = expr.replace("$__rate_interval", rate_interval);
     for variable in ["model", "cluster", "instance"] {
         expr =
             expr.replace(&format!("=~\"${variable}\""), "=~\".*\"").replace(&format!("=\"${variable}\""), "=~\".+\"");

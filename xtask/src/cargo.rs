@@ -47,6 +47,12 @@ pub(crate) fn build(binaries: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where [`build`] puts a binary: beside this very program.
+pub(crate) fn built(binary: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot find out where this program is")?;
+    Ok(this.with_file_name(format!("{binary}{}", std::env::consts::EXE_SUFFIX)))
+}
+
 /// Runs `cargo test` for the whole workspace with this choice of targets, and counts.
 pub(crate) fn test(choice: &[&str], harness: &[&str]) -> anyhow::Result<Tally> {
     test_with(&[], choice, harness)

@@ -34,11 +34,31 @@ pub(crate) fn tools() -> Vec<(&'static str, PathBuf)> {
 /// # Errors
 /// With what helm says.
 pub(crate) fn manifests(values: &[&str]) -> anyhow::Result<()> {
+    let files: Vec<_> = values.iter().map(PathBuf::from).collect();
+    render(&files, &root().join("target").join("manifests"))
+}
+
+/// What a release has of the chart, in `to`: the package, and under `manifests` what it makes of each example.
+///
+/// # Errors
+/// With what helm says.
+pub(crate) fn release(to: &Path) -> anyhow::Result<()> {
+    let mut package = command(helm()?);
+    package.args(["package", "charts/berth", "--destination"]).arg(to);
+    run(package)?;
+    let examples = root().join("charts").join("berth").join("examples");
+    let entries = fs::read_dir(&examples).with_context(|| format!("cannot read {}", examples.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+    files.sort();
+    render(&files, &to.join("manifests"))
+}
+
+/// Writes what the chart makes of these values to `NAME.yaml` in `to`.
+fn render(values: &[PathBuf], to: &Path) -> anyhow::Result<()> {
     let helm = helm()?;
-    let to = root().join("target").join("manifests");
-    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
-    for values in values {
-        let file = Path::new(values);
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    for file in values {
+        let values = file.display();
         let name = file.file_stem().with_context(|| format!("{values} names no file"))?;
         let mut render = command(&helm);
         render

@@ -64,9 +64,7 @@ struct Demo {
 
 impl Demo {
     fn start() -> anyhow::Result<Self> {
-        let berth = std::env::current_exe()
-            .context("cannot find out where this program is")?
-            .with_file_name(format!("berth{}", std::env::consts::EXE_SUFFIX));
+        let berth = cargo::built("berth")?;
         let port = free_port()?;
         // The port is ours while we run, so the directory of its name is, too; an older demo's state is of no use.
         let dir = root().join("target").join("demo").join(port.to_string());

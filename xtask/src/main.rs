@@ -13,6 +13,7 @@ mod demo;
 mod etcd;
 mod process;
 mod prometheus;
+mod release;
 mod sshd;
 mod tally;
 mod test;
@@ -31,7 +32,10 @@ usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GP
                                                  everything goes wrong; --help says more
        cargo xtask bench WHAT [--short] [-o json]    how fast and how small it is here: latency, throughput, takeover,
                                                      idle, step or telemetry; --help says more
-       cargo xtask manifests FILE...    what the Helm chart makes of these values, as plain manifests under target/manifests";
+       cargo xtask manifests FILE...    what the Helm chart makes of these values, as plain manifests under target/manifests
+       cargo xtask release              chart package, plain manifests of every example, dashboards, alert rules, systemd
+                                        units and checksums, under target/release-files
+       cargo xtask pictures             panels of the dashboards, drawn from a Berth that runs for five minutes, in docs/pictures";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         ["bench", args @ ..] => report(bench::run(args)),
         ["manifests"] => usage("manifests of which values? Examples are in charts/berth/examples"),
         ["manifests", values @ ..] => report(chart::manifests(values)),
+        ["release"] => report(release::run_all()),
+        ["pictures"] => report(pictures()),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
             ExitCode::SUCCESS
@@ -94,4 +100,15 @@ fn nemesis(options: &[&str]) -> anyhow::Result<()> {
 /// The repository this program was built from.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// The pictures of docs/observability.md, made anew.
+fn pictures() -> anyhow::Result<()> {
+    cargo::build(&["berth-controller", "berth-agent", "pictures"])?;
+    // As it was just built: `cargo run` for one package would build it once more, with other features.
+    let mut run = process::command(cargo::built("pictures")?);
+    run.env(config::ETCD, etcd::get()?).env(config::PROMETHEUS, prometheus::get()?);
+    let status = process::stream(run, |_| ())?;
+    anyhow::ensure!(status.success(), "no pictures were made; see above");
+    Ok(())
 }

@@ -2,10 +2,10 @@
 //! `BERTH_TEST_PROMETHEUS_URL=http://127.0.0.1:9090 cargo test -p berth-tests --test chart live`, else one that is started.
 
 use crate::alerts::every_expression;
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use berth_tests::process::{Process, binary, free_port, other, skip, wait_until};
+use berth_tests::prometheus::{Prometheus, query};
 use berth_tests::{config, http};
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,34 +25,21 @@ const ALWAYS: [&str; 9] = [
     "sum by (method) (berth_api_duration_seconds_count{method=\"Placements/Create\",code=\"Ok\"}) > 0",
 ];
 
-fn encoded(text: &str) -> String {
-    let mut url = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => url.push(byte.into()),
-            _ => write!(url, "%{byte:02X}").unwrap(),
-        }
-    }
-    url
-}
-
 /// How many series a query has.
 fn ask(prometheus: &str, expr: &str) -> anyhow::Result<usize> {
-    let answer = http::get(prometheus, &format!("/api/v1/query?query={}", encoded(expr)))?.json()?;
-    ensure!(answer["status"] == "success", "{expr}: {answer}");
-    Ok(answer["data"]["result"].as_array().context("no result")?.len())
+    Ok(query(prometheus, expr)?.len())
 }
 
 /// A Berth with one placed VM, and a Prometheus that scrapes it; they end with their owner.
 struct Scraped {
-    url: String,
+    prometheus: Prometheus,
     _processes: Vec<Process>,
 }
 
 impl Scraped {
     fn start(dir: &Path, prometheus: &Path) -> anyhow::Result<Self> {
         let address = || Ok::<_, anyhow::Error>(format!("127.0.0.1:{}", free_port()?));
-        let (berth, agent, listen) = (address()?, address()?, address()?);
+        let (berth, agent) = (address()?, address()?);
         let mut controller = other(binary("berth-controller")?);
         controller.args([
             "--listen",
@@ -90,17 +77,8 @@ impl Scraped {
             Ok(http::post(&endpoint, "/berth.v1.Placements/Create", create).is_ok_and(|answer| answer.status == 200))
         })?;
         ensure!(placed, "nothing can be placed:\n{}", processes[0].log());
-        let settings = format!(
-            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: berth\n  static_configs:\n  \
-             - targets: ['{berth}', '{agent}']\n"
-        );
-        std::fs::write(dir.join("prometheus.yml"), settings)?;
-        let mut command = other(prometheus);
-        command.arg(format!("--config.file={}", dir.join("prometheus.yml").display()));
-        command.arg(format!("--storage.tsdb.path={}", dir.join("tsdb").display()));
-        command.arg(format!("--web.listen-address={listen}"));
-        processes.push(Process::start(command)?);
-        Ok(Self { url: format!("http://{listen}"), _processes: processes })
+        let prometheus = Prometheus::start(prometheus, dir, &[berth, agent], Duration::from_secs(1))?;
+        Ok(Self { prometheus, _processes: processes })
     }
 }
 
@@ -112,7 +90,7 @@ fn a_prometheus_answers_every_query() {
         (Some(url), _) => (url, None),
         (None, Some(program)) => {
             let scraped = Scraped::start(dir.path(), &program).unwrap();
-            (scraped.url.clone(), Some(scraped))
+            (scraped.prometheus.url.clone(), Some(scraped))
         }
         (None, None) => return skip(test, "there is no prometheus, and none is named in BERTH_TEST_PROMETHEUS_URL"),
     };

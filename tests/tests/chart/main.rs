@@ -7,6 +7,7 @@
 mod alerts;
 mod deploy;
 mod live;
+mod members;
 mod metrics;
 mod refused;
 mod render;
