@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The files in `charts/berth/examples`: ways to run Berth that are tested.
 pub const EXAMPLES: [&str; 4] = ["small", "ha", "external-etcd", "vfio"];
@@ -39,6 +40,12 @@ pub fn helm(test: &str) -> Option<Helm> {
 pub struct Helm(PathBuf);
 
 impl Helm {
+    /// `helm`, without arguments.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        other(&self.0)
+    }
+
     /// `helm COMMAND` on the chart as release and namespace `berth`, with these values.
     ///
     /// # Errors

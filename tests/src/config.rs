@@ -17,6 +17,9 @@ const KUBERNETES_VALIDATE: &str = "BERTH_TEST_KUBERNETES_VALIDATE";
 /// The promtool to check alert rules with.
 const PROMTOOL: &str = "BERTH_TEST_PROMTOOL";
 
+/// An API server of Kubernetes to try the chart on.
+const KUBE_APISERVER: &str = "BERTH_TEST_KUBE_APISERVER";
+
 /// Where a Prometheus is that scrapes a running Berth.
 const PROMETHEUS_URL: &str = "BERTH_TEST_PROMETHEUS_URL";
 
@@ -84,6 +87,12 @@ pub fn kubernetes_validate() -> Option<PathBuf> {
 #[must_use]
 pub fn promtool() -> Option<PathBuf> {
     tool(PROMTOOL, "promtool", "promtool", "promtool")
+}
+
+/// An API server of Kubernetes, as [`etcd`]. Nothing builds one: whoever wants it does.
+#[must_use]
+pub fn kube_apiserver() -> Option<PathBuf> {
+    tool(KUBE_APISERVER, "kube-apiserver", "kube-apiserver", "kube-apiserver")
 }
 
 /// A Prometheus that scrapes a running Berth, `http://HOST:PORT`.

@@ -27,6 +27,8 @@ pub const PANELS: [(&str, &str); 5] = [
 const SCRAPE: Duration = Duration::from_secs(2);
 /// What Grafana would take for `$__rate_interval` at least is four scrapes; commits are few here.
 const RATE: &str = "20s";
+/// From the start to the first request: longer than rates look back.
+const SETTLES: Duration = Duration::from_secs(25);
 /// From the first request to the last point of a picture.
 const LASTS: Duration = Duration::from_secs(300);
 /// Since the first request.
@@ -61,6 +63,8 @@ pub fn run(mut say: impl FnMut(&str)) -> anyhow::Result<()> {
     })?;
     ensure!(scraped, "Prometheus does not get anything from the controllers");
 
+    // A rate looks back, and what it would see is the start of everything.
+    std::thread::sleep(SETTLES);
     let begun = SystemTime::now();
     let load = fleet.load();
     let wait = |until: Duration| std::thread::sleep(until.saturating_sub(begun.elapsed().unwrap_or_default()));

@@ -24,6 +24,8 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(120, 120, 120),
     RGBColor(196, 182, 0),
 ];
+/// The axis of time counts in minutes, so that it is divided by whole ones.
+const MINUTE: f64 = 60.0;
 const TEXT: RGBColor = RGBColor(60, 60, 60);
 const GRID: RGBColor = RGBColor(228, 228, 228);
 const MARK: RGBColor = RGBColor(110, 110, 110);
@@ -97,19 +99,22 @@ impl Picture<'_> {
         let (_, below) = area.split_vertically(TITLE);
         let rows = self.legend_rows();
         let lines = u32::try_from(rows.len())?;
-        let (plot, legend) = below.split_vertically(SIZE.1 - TITLE - 8 - LEGEND_LINE * lines);
+        let (plot, legend) = below.split_vertically(SIZE.1 - TITLE - 12 - LEGEND_LINE * lines);
 
         let bands = self.bands();
         let top = bands.iter().flatten().map(|(_, _, high)| *high).fold(0.0, f64::max) * 1.08;
         let top = if top > 0.0 { top } else { 1.0 };
         let mut chart = ChartBuilder::on(&plot)
-            .margin_right(18)
-            .margin_top(22)
-            .x_label_area_size(44)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0.0..end, 0.0..top)
+            .margin_right(22)
+            .margin_top(24)
+            .x_label_area_size(42)
+            .y_label_area_size(52)
+            .build_cartesian_2d(0.0..end / MINUTE, 0.0..top)
             .map_err(|error| anyhow!("{error}"))?;
         self.axes(&mut chart, top)?;
+        // Beside the topmost number rather than on its side: it can be read.
+        let unit = ("sans-serif", 13).into_font().color(&TEXT).pos(Pos::new(HPos::Left, VPos::Bottom));
+        plot.draw(&Text::new(self.unit.name(top), (14, 20), unit)).map_err(|error| anyhow!("{error}"))?;
         for (number, band) in bands.iter().enumerate() {
             self.band(&mut chart, COLOURS[number % COLOURS.len()], band)?;
         }
@@ -148,14 +153,14 @@ impl Picture<'_> {
     fn band(&self, chart: &mut Chart<'_, '_>, colour: RGBColor, band: &[(f64, f64, f64)]) -> anyhow::Result<()> {
         for run in band.split(|(_, _, high)| high.is_nan()).filter(|run| !run.is_empty()) {
             if self.stacked {
-                let up = run.iter().map(|(at, _, high)| (*at, *high));
-                let back = run.iter().rev().map(|(at, low, _)| (*at, *low));
+                let up = run.iter().map(|(at, _, high)| (at / MINUTE, *high));
+                let back = run.iter().rev().map(|(at, low, _)| (at / MINUTE, *low));
                 let shape = Polygon::new(up.chain(back).collect::<Vec<_>>(), colour.mix(0.55).filled());
                 chart.draw_series([shape]).map_err(|error| anyhow!("{error}"))?;
             }
             // A series that is nothing has no edge of its own.
             for edge in run.split(|(_, low, high)| self.stacked && high <= low).filter(|edge| edge.len() > 1) {
-                let line = edge.iter().map(|(at, _, high)| (*at, *high)).collect::<Vec<_>>();
+                let line = edge.iter().map(|(at, _, high)| (at / MINUTE, *high)).collect::<Vec<_>>();
                 chart
                     .draw_series([PathElement::new(line, colour.stroke_width(2))])
                     .map_err(|error| anyhow!("{error}"))?;
@@ -173,12 +178,11 @@ impl Picture<'_> {
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
             .axis_style(MARK)
-            .x_labels(8)
-            .y_labels(6)
-            .x_label_formatter(&|at| clock(*at))
+            .x_labels(12)
+            .y_labels(8)
+            .x_label_formatter(&|at| clock(at * MINUTE))
             .y_label_formatter(&|value| unit.shown(*value, top))
-            .x_desc("time since the first request, min:s")
-            .y_desc(unit.name(top))
+            .x_desc("minutes:seconds since the first request")
             .label_style(small.clone())
             .axis_desc_style(small)
             .draw()
@@ -188,9 +192,10 @@ impl Picture<'_> {
     fn marks(&self, chart: &mut Chart<'_, '_>, plot: &Area<'_>, top: f64) -> anyhow::Result<()> {
         let style = ("sans-serif", 12).into_font().color(&MARK).pos(Pos::new(HPos::Center, VPos::Bottom));
         for mark in self.marks {
-            let line = DashedPathElement::new([(mark.at, 0.0), (mark.at, top)], 4, 4, MARK.stroke_width(1));
+            let line =
+                DashedPathElement::new([(mark.at / MINUTE, 0.0), (mark.at / MINUTE, top)], 4, 4, MARK.stroke_width(1));
             chart.draw_series([line]).map_err(|error| anyhow!("{error}"))?;
-            let (x, y) = chart.backend_coord(&(mark.at, top));
+            let (x, y) = chart.backend_coord(&(mark.at / MINUTE, top));
             let (left, above) = plot.get_base_pixel();
             plot.draw(&Text::new(mark.text.clone(), (x - left, y - above - 4), style.clone()))
                 .map_err(|error| anyhow!("{error}"))?;
@@ -247,8 +252,8 @@ impl Unit {
 }
 
 fn clock(seconds: f64) -> String {
-    let minutes = (seconds / 60.0).floor();
-    format!("{minutes:.0}:{:02.0}", seconds - minutes * 60.0)
+    let minutes = (seconds / MINUTE).floor();
+    format!("{minutes:.0}:{:02.0}", seconds - minutes * MINUTE)
 }
 
 #[cfg(test)]
@@ -280,7 +285,7 @@ mod tests {
         let all = [series("Attached", &[Some(1.0), Some(2.0)]), series("Host", &[Some(3.0), Some(2.0)])];
         let marks = [Mark { at: 1.0, text: "leader killed".to_owned() }];
         let svg = Picture { marks: &marks, ..picture(true, &all) }.svg().unwrap();
-        for text in ["GPUs", "Attached", "Host", "leader killed", "number", "min:s", "0:01"] {
+        for text in ["GPUs", "Attached", "Host", "leader killed", "number", "minutes:seconds", "0:00"] {
             assert!(svg.contains(text), "{text}");
         }
         assert_eq!(svg.matches("<polygon").count(), 2);

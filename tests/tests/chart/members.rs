@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, bail};
 use berth_tests::chart::{example, helm, object, objects};
-use berth_tests::process::{Process, free_port, other, skip};
+use berth_tests::process::{Process, free_port, other, skip, wait_until};
 use berth_tests::{config, http};
 use serde_json::{Value, json};
 use std::fs;
@@ -108,7 +108,9 @@ fn a_member_whose_volume_was_lost_is_replaced_by_the_steps_of_the_readme() {
     let id = members["members"].as_array().unwrap().iter().find(named).unwrap()["ID"].clone();
     pods.ask(0, "cluster/member/remove", &json!({"ID": id})).unwrap();
     let peer = format!("http://127.0.0.1:{}", pods.ports[2][1]);
-    pods.ask(0, "cluster/member/add", &json!({"peerURLs": [peer]})).unwrap();
+    // etcd changes no members before it has been in health for some seconds.
+    let add = || Ok(pods.ask(0, "cluster/member/add", &json!({"peerURLs": [peer]})).is_ok());
+    assert!(wait_until(PATIENCE, add).unwrap(), "the new member is not added");
     pods.state = "existing".to_owned();
     fs::remove_dir_all(pods.volume(2)).unwrap();
     let mut replaced = pods.start(2).unwrap();
