@@ -14,7 +14,7 @@ use std::process::Stdio;
 /// The helm that is compiled where there is none: a fixed one, so that what it renders is what was reviewed.
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.22.0";
 /// The Kubernetes that manifests are made for; helm itself would take one that is long gone.
-const KUBERNETES: &str = "1.31.0";
+pub(crate) const KUBERNETES: &str = "1.31.14";
 
 /// Tells tests where the programs are. Without one, each test that needs it says that it was skipped.
 pub(crate) fn tools() -> Vec<(&'static str, PathBuf)> {

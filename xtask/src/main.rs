@@ -11,6 +11,7 @@ mod chart;
 mod config;
 mod demo;
 mod etcd;
+mod kube;
 mod process;
 mod prometheus;
 mod release;
@@ -35,6 +36,7 @@ usage: cargo xtask demo [--once]     start a simulated fleet, place a VM on a GP
        cargo xtask manifests FILE...    what the Helm chart makes of these values, as plain manifests under target/manifests
        cargo xtask release              chart package, plain manifests of every example, dashboards, alert rules, systemd
                                         units and checksums, under target/release-files
+       cargo xtask kube-apiserver       a real one, compiled for the part chart to try the chart on
        cargo xtask pictures             panels of the dashboards, drawn from a Berth that runs for five minutes, in docs/pictures";
 
 fn main() -> ExitCode {
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         ["manifests"] => usage("manifests of which values? Examples are in charts/berth/examples"),
         ["manifests", values @ ..] => report(chart::manifests(values)),
         ["release"] => report(release::run_all()),
+        ["kube-apiserver"] => report(kube::build()),
         ["pictures"] => report(pictures()),
         ["--help" | "-h" | "help"] => {
             println!("{USAGE}");
