@@ -77,7 +77,7 @@ const fn problem(code: u32, says: &'static str, cause: &'static str, remedy: &'s
 }
 
 /// All of them.
-pub const ENTRIES: [Entry; 21] = [
+pub const ENTRIES: [Entry; 23] = [
     Entry {
         class: Some(StepErrorClass::Forbidden),
         ..entry(
@@ -193,6 +193,25 @@ pub const ENTRIES: [Entry; 21] = [
         "Hyper-V encountered an error trying to access an object on computer '…' because the object was not found.",
         "A race with another change, too few rights, or the management service (vmms) is down.",
         "The agent tries again. If it goes on: Get-Service vmms, and whether the agent runs as an administrator.",
+        Trust::Seen,
+    ),
+    entry(
+        Key::Text("has a saved state"),
+        "preparing or stopping a VM",
+        "VM … has a saved state that would be lost (Berth's own words)",
+        "A VM with a device can be neither saved nor restored, and to turn a saved one off throws its memory away.",
+        "Start it and shut its guest down, or throw the state away (`Remove-VMSavedState`); then place or release it again. \
+         Berth never does either.",
+        Trust::Seen,
+    ),
+    entry(
+        Key::Text("that hold a saved state"),
+        "preparing a VM",
+        "VM … has … checkpoints that hold a saved state (Berth's own words)",
+        "A standard checkpoint of a running VM holds its memory. To go back to it would bring back a machine without the \
+         device.",
+        "Delete those checkpoints (`Get-VMSnapshot`, those whose `State` is `Saved`; `Remove-VMSnapshot`), then place it again. \
+         Production checkpoints and those of a VM that was off may stay.",
         Trust::Seen,
     ),
     problem(

@@ -93,6 +93,9 @@ pub struct VmView {
     pub vm: ObservedVm,
     /// What is not.
     pub settings: VmSettings,
+    /// How many of its checkpoints hold the state of a running machine, as standard ones of a running VM do. One of which
+    /// the host does not say whether it does is one of them.
+    pub saved_checkpoints: u32,
     /// What its guest showed when it was asked; `None` as long as it was not asked since it started.
     pub guest: Option<GuestView>,
 }

@@ -106,6 +106,13 @@ fn attached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Nex
             return refused(StepKind::Check, violation);
         }
     }
+    let sizes: Vec<_> = desired.gpus.iter().map(|gpu| gpu.mmio).collect();
+    let settings = wanted_settings(&vm.settings, &sizes);
+    let ready = !vm.vm.clustered && vm.settings == settings && cards.iter().flatten().all(in_vm);
+    // Before anything is done to it: nobody's guest is shut down, and no role removed, for a VM that is then refused.
+    if !ready && let Err(violation) = safety::no_saved_state(vm) {
+        return refused(StepKind::Check, violation);
+    }
     if vm.vm.clustered {
         if !desired.allow_standalone {
             let text = format!(
@@ -116,9 +123,7 @@ fn attached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Nex
         }
         return Next::Do(Step::MakeStandalone { vm: vm.vm.id.clone() });
     }
-    let sizes: Vec<_> = desired.gpus.iter().map(|gpu| gpu.mmio).collect();
-    let settings = wanted_settings(&vm.settings, &sizes);
-    if vm.settings == settings && cards.iter().flatten().all(in_vm) {
+    if ready {
         return run(desired, vm, memory);
     }
     match vm.vm.state {
@@ -187,7 +192,9 @@ fn run(desired: &DesiredPlacement, vm: &VmView, memory: &Memory) -> Next {
             None => Next::Done,
             Some(lack) => show(desired, vm, &lack, memory),
         },
-        VmState::Saved | VmState::Paused | VmState::Changing | VmState::Unknown => wait_for(vm),
+        // Saved with its devices in it, it cannot go on: whoever waits for that, waits for ever.
+        VmState::Saved => refused(StepKind::StartVm, Violation::Saved(vm.vm.id.clone())),
+        VmState::Paused | VmState::Changing | VmState::Unknown => wait_for(vm),
     }
 }
 

@@ -97,6 +97,18 @@ pub enum Violation {
     /// The VM has a saved state that the step would destroy.
     #[error("VM {0} has a saved state that would be lost; start it or delete the saved state first")]
     Saved(VmId),
+    /// The VM has checkpoints that hold a saved state: whoever applies one brings back a machine that runs without the
+    /// device, and a VM with a device can be neither saved nor restored.
+    #[error(
+        "VM {vm} has {count} checkpoints that hold a saved state, which no VM with a device can go back to; delete them first \
+         (Get-VMSnapshot, Remove-VMSnapshot), or place another VM"
+    )]
+    SavedCheckpoints {
+        /// Which VM.
+        vm: VmId,
+        /// How many.
+        count: u32,
+    },
     /// The VM has a device that Berth did not give it.
     #[error("VM {vm} has device {address}, which Berth did not give it; take it out first")]
     ForeignDevice {
@@ -154,6 +166,7 @@ impl Violation {
             | Self::Unfit { .. }
             | Self::NotOff { .. }
             | Self::Saved(_)
+            | Self::SavedCheckpoints { .. }
             | Self::ForeignDevice { .. }
             | Self::ForeignRecord(_)
             | Self::NativePool { .. }
@@ -262,6 +275,7 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
         (Step::StopVm { .. }, Some(vm)) => rules.stop(vm),
         (Step::ConfigureVm { settings, .. }, Some(vm)) => {
             off(vm)?;
+            no_saved_state(vm)?;
             rules.no_foreign(vm)?;
             keeps_devices(vm, settings)
         }
@@ -276,6 +290,7 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
         }
         (Step::Attach { address, .. }, Some(vm)) => {
             off(vm)?;
+            no_saved_state(vm)?;
             rules.no_foreign(vm)?;
             fit(address, desired, view)?;
             // The whole card must be in the pool, or in this very VM.
@@ -500,6 +515,22 @@ pub(crate) fn fit(address: &DeviceAddress, desired: &DesiredPlacement, view: &Ho
         }
     }
     Ok(())
+}
+
+/// A VM that is to get a device has no saved state: neither its own nor one in a checkpoint. Checkpoints without one
+/// (production ones, and those of a VM that was off) hold disks and settings, and stay.
+///
+/// Source: Microsoft's plan for devices by Discrete Device Assignment lists saving and restoring a VM among what such a VM
+/// cannot do.
+pub(crate) fn no_saved_state(vm: &VmView) -> Result<(), Violation> {
+    let id = || vm.vm.id.clone();
+    match (vm.vm.state, vm.saved_checkpoints) {
+        (VmState::Saved, _) => Err(Violation::Saved(id())),
+        (VmState::Running | VmState::Off | VmState::Paused | VmState::Changing | VmState::Unknown, 0) => Ok(()),
+        (VmState::Running | VmState::Off | VmState::Paused | VmState::Changing | VmState::Unknown, count) => {
+            Err(Violation::SavedCheckpoints { vm: id(), count })
+        }
+    }
 }
 
 fn off(vm: &VmView) -> Result<(), Violation> {

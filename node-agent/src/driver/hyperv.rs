@@ -321,8 +321,11 @@ impl HostDriver for HyperV {
                 self.step("make-standalone", &args).await
             }
             Step::StopVm { vm } => self.stop(vm).await,
-            Step::ConfigureVm { vm, settings } | Step::RestoreVm { vm, settings } => {
-                self.step("configure-vm", &request::settings(vm, settings)?).await
+            Step::ConfigureVm { vm, settings } => {
+                self.step("configure-vm", &request::settings(vm, settings, true)?).await
+            }
+            Step::RestoreVm { vm, settings } => {
+                self.step("configure-vm", &request::settings(vm, settings, false)?).await
             }
             Step::Disable { address } => self.step("disable", &request::device(address)?).await,
             Step::Dismount { address } => {

@@ -91,6 +91,7 @@ impl FakeHost {
                 memory: VmMemory::DYNAMIC,
                 checkpoints: Checkpoints::PRODUCTION,
             },
+            saved_checkpoints: 0,
             guest: None,
         };
         let view = HostView {

@@ -133,6 +133,7 @@ impl Host {
                 "id": VM, "name": "measured", "state": if self.running { "Running" } else { "Off" }, "generation": 2,
                 "clustered": false, "role": null, "replication_mode": "None", "start_action": "Nothing",
                 "settings": self.settings, "memory_startup_bytes": 4_u64 << 30, "processors": 8, "checkpoints": 0,
+                "saved_checkpoints": 0,
                 "heartbeat": null, "uptime_seconds": 0, "version": "10.0",
                 "devices": if self.listed { vec![record] } else { vec![] },
             }],

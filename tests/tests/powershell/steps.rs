@@ -33,6 +33,13 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
     vm_in(&mut running, UBUNTU)["state"] = json!("Running");
     let mut saved = usual();
     vm_in(&mut saved, UBUNTU)["state"] = json!("Saved");
+    // One of a VM that ran, and one that does not say; the others hold no state.
+    let checkpoints = ["Saved", ""].map(|of| {
+        let mut state = pooled.clone();
+        let checkpoints = json!(["off", { "name": "production", "state": "Off" }, { "name": "ran", "state": of }]);
+        vm_in(&mut state, UBUNTU)["checkpoints"] = checkpoints;
+        state
+    });
     let mut paused = usual();
     vm_in(&mut paused, UBUNTU)["state"] = json!("Paused");
     let mut stale = assigned();
@@ -47,6 +54,7 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
     let device = json!({ "location_path": A2[0] });
     let both = json!({ "vm": UBUNTU, "location_path": A2[0] });
     let settings = json!({ "vm": UBUNTU, "settings": for_devices() });
+    let for_placing = json!({ "vm": UBUNTU, "settings": for_devices(), "for_devices": true });
     let allow = |allow| json!({ "vm": UBUNTU, "allow": allow });
     on("refusals", &usual(), |host| {
         let mut refused = |state: &Value, op: &str, args: &Value, kind: &str, words: &str| {
@@ -83,9 +91,31 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
         refused(&saved, "stop-vm", &json!({ "vm": UBUNTU, "how": "TurnOff" }), "Refused", "saved state")?;
         refused(&saved, "start-vm", &vm, "Refused", "it must be Off")?;
         refused(&saved, "configure-vm", &settings, "Refused", "it must be Off")?;
+        for state in &checkpoints {
+            refused(state, "configure-vm", &for_placing, "Refused", "1 checkpoints that hold a saved state")?;
+            refused(state, "attach", &both, "Refused", "1 checkpoints that hold a saved state")?;
+        }
         refused(&paused, "stop-vm", &json!({ "vm": UBUNTU, "how": "ShutDown" }), "Refused", "cannot be asked")?;
         refused(&stale, "detach-stale", &json!({ "vm": UBUNTU, "records": 1 }), "Refused", "2 records")?;
         refused(&clustered, "make-standalone", &allow(false), "Refused", "does not allow")
+    });
+}
+
+/// Giving settings back must not be held up by what somebody made meanwhile, and most checkpoints are no obstacle at all.
+#[test]
+fn checkpoints_hold_up_only_what_they_would_break() {
+    let mut state = usual();
+    vm_in(&mut state, UBUNTU)["checkpoints"] = json!([{ "name": "ran", "state": "Saved" }]);
+    let restore = json!({ "vm": UBUNTU, "settings": { "guest_cache_types": true }, "for_devices": false });
+    let prepare = json!({ "vm": UBUNTU, "settings": { "guest_cache_types": false }, "for_devices": true });
+    on("checkpoints", &state, |host| {
+        host.ok("configure-vm", &restore)?;
+        let error = host.err("configure-vm", &prepare)?;
+        ensure!(error["kind"] == "Refused" && error["seen"]["vm"]["saved_checkpoints"] == 1, "{error}");
+        host.change(|state| vm_in(state, UBUNTU)["checkpoints"] = json!(["a", { "name": "b", "state": "Off" }]))?;
+        let result = host.ok("configure-vm", &prepare)?;
+        ensure!(result["seen"]["vm"]["checkpoints"] == 2 && result["seen"]["vm"]["saved_checkpoints"] == 0, "{result}");
+        Ok(())
     });
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn fresh_settings() -> VmSettings {
 
 pub(crate) fn vm_view(vm: &str, state: VmState) -> VmView {
     let vm = ObservedVm { id: id(vm), name: "vm".parse().unwrap(), state, clustered: false, devices: Vec::new() };
-    VmView { vm, settings: fresh_settings(), guest: None }
+    VmView { vm, settings: fresh_settings(), saved_checkpoints: 0, guest: None }
 }
 
 /// The A2 with an audio function in the host's hands, the VM off.
@@ -243,6 +243,18 @@ fn before_anything_is_touched_vm_and_card_are_checked() {
             "impossible at Check: VM 8fce3318-aa0f-4de3-8664-278533573cd2 has a saved state that would be lost; start it or delete the saved state first (Forbidden)"
         ],
     );
+    // Not even its role is removed, nor its guest shut down, for what is refused then.
+    attached(
+        |v, d| {
+            vm_of(v).vm.state = VmState::Running;
+            vm_of(v).vm.clustered = true;
+            d.allow_standalone = true;
+            vm_of(v).saved_checkpoints = 2;
+        },
+        expect![
+            "impossible at Check: VM 8fce3318-aa0f-4de3-8664-278533573cd2 has 2 checkpoints that hold a saved state, which no VM with a device can go back to; delete them first (Get-VMSnapshot, Remove-VMSnapshot), or place another VM (Forbidden)"
+        ],
+    );
     attached(
         |v, _| vm_of(v).vm.state = VmState::Unknown,
         expect!["wait: VM 8fce3318-aa0f-4de3-8664-278533573cd2 is Unknown"],
@@ -308,6 +320,33 @@ fn attaching_goes_step_by_step_from_what_is_seen() {
     run(VmState::Off, expect!["do StartVm of VM 8fce3318-aa0f-4de3-8664-278533573cd2"]);
     run(VmState::Changing, expect!["wait: VM 8fce3318-aa0f-4de3-8664-278533573cd2 is Changing"]);
     run(VmState::Running, expect!["done"]);
+    run(
+        VmState::Saved,
+        expect![
+            "impossible at StartVm: VM 8fce3318-aa0f-4de3-8664-278533573cd2 has a saved state that would be lost; start it or delete the saved state first (Forbidden)"
+        ],
+    );
+}
+
+/// Whatever the planner thought: what guards the host looks for itself.
+#[test]
+fn settings_and_devices_are_given_to_no_vm_with_a_saved_state() {
+    for (state, saved_checkpoints) in [(VmState::Off, 1), (VmState::Saved, 0)] {
+        let mut view = view();
+        set_state(&mut view, GPU, GpuState::Pooled);
+        set_state(&mut view, AUDIO, GpuState::Pooled);
+        vm_of(&mut view).vm.state = state;
+        vm_of(&mut view).saved_checkpoints = saved_checkpoints;
+        let settings = wanted_settings(&fresh_settings(), &[]);
+        for step in [Step::ConfigureVm { vm: id(VM), settings }, Step::Attach { vm: id(VM), address: at(GPU) }] {
+            let refused = safety::check(&step, &desired(Intent::Attached), &view, &Memory::default());
+            assert!(refused.is_err(), "{step} at {state:?} with {saved_checkpoints}");
+        }
+        // Giving back is not held up by a checkpoint that somebody made meanwhile.
+        vm_of(&mut view).vm.state = VmState::Off;
+        let restore = Step::RestoreVm { vm: id(VM), settings: fresh_settings() };
+        assert_eq!(safety::check(&restore, &desired(Intent::Detached), &view, &Memory::default()), Ok(()));
+    }
 }
 
 #[test]

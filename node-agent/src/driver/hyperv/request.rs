@@ -34,8 +34,8 @@ pub(super) fn vm_device(id: &VmId, address: &DeviceAddress) -> Result<Value, Dri
     Ok(args)
 }
 
-/// A VM's settings, all of them.
-pub(super) fn settings(id: &VmId, settings: &VmSettings) -> Result<Value, DriverError> {
+/// A VM's settings, all of them; whether it is to get devices with them.
+pub(super) fn settings(id: &VmId, settings: &VmSettings, for_devices: bool) -> Result<Value, DriverError> {
     let VmSettings { stop_action, guest_cache_types, mmio_low_bytes, mmio_high_bytes, memory, checkpoints } = settings;
     if u32::try_from(*mmio_low_bytes).is_err() {
         return Err(never(&format!("{mmio_low_bytes} bytes of address space below 4 GiB")));
@@ -64,6 +64,7 @@ pub(super) fn settings(id: &VmId, settings: &VmSettings) -> Result<Value, Driver
     }
     let mut args = vm(id)?;
     args["settings"] = wanted;
+    args["for_devices"] = json!(for_devices);
     Ok(args)
 }
 
@@ -88,8 +89,8 @@ mod tests {
             checkpoints: Checkpoints::NONE,
         };
         let vm = VmId::new(VM).unwrap();
-        assert!(settings(&vm, &huge).is_err());
-        let args = settings(&vm, &VmSettings { mmio_low_bytes: 1 << 31, ..huge }).unwrap();
+        assert!(settings(&vm, &huge, true).is_err());
+        let args = settings(&vm, &VmSettings { mmio_low_bytes: 1 << 31, ..huge }, false).unwrap();
         assert!(args["settings"]["memory_minimum_bytes"].is_null() && args["vm"] == VM, "{args}");
     }
 }

@@ -341,6 +341,7 @@ fn vm_view(vm: &Vm, guests: &Guests) -> VmView {
             devices: vm.devices.iter().map(device).collect(),
         },
         settings: vm.settings.clone(),
+        saved_checkpoints: vm.saved_checkpoints,
         guest: guest.map(|(_, guest)| guest.clone()),
     }
 }

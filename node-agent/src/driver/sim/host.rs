@@ -300,6 +300,7 @@ impl Host {
                 devices: vm.devices.iter().map(device).collect(),
             },
             settings: vm.settings.clone(),
+            saved_checkpoints: 0,
             guest: (vm.state == VmState::Running && vm.asked).then(|| self.guest(vm)),
         }
     }

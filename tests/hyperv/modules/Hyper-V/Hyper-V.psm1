@@ -168,8 +168,12 @@ function Get-VMSnapshot {
     $call = Start-FakeCall 'Get-VMSnapshot' $PSBoundParameters
     if (Test-FakeEnd $call) { return }
     foreach ($machine in @(Find-Vm $call $VMName $VM)) {
-        foreach ($name in $machine.checkpoints) {
-            [pscustomobject]@{ Name = $name; VMId = [guid]$machine.id; VMName = $machine.name; Id = [guid]::NewGuid() }
+        # A name alone is one without a saved state, as most are.
+        foreach ($checkpoint in $machine.checkpoints) {
+            $name, $state = if ($checkpoint -is [string]) { $checkpoint, 'Off' } else { $checkpoint.name, $checkpoint.state }
+            $view = @{ Name = $name; VMId = [guid]$machine.id; VMName = $machine.name; Id = [guid]::NewGuid() }
+            if ($state) { $view.State = [VMState]$state }
+            [pscustomobject]$view
         }
     }
 }

@@ -123,6 +123,8 @@ pub(in crate::driver::hyperv) struct Vm {
     pub(in crate::driver::hyperv) settings: VmSettings,
     /// Records of the devices it lists.
     pub(in crate::driver::hyperv) devices: Vec<Listed>,
+    /// Checkpoints that hold a saved state, or do not say that they do not.
+    pub(in crate::driver::hyperv) saved_checkpoints: u32,
     /// How long it has run.
     pub(in crate::driver::hyperv) uptime_seconds: Option<u64>,
 }
@@ -238,6 +240,7 @@ struct RawVm {
     #[serde(deserialize_with = "super::nullable")]
     processors: Option<u64>,
     checkpoints: u64,
+    saved_checkpoints: u32,
     #[serde(deserialize_with = "super::nullable")]
     heartbeat: Option<String>,
     #[serde(deserialize_with = "super::nullable")]
@@ -283,6 +286,7 @@ impl TryFrom<RawVm> for Vm {
             clustered: raw.clustered,
             settings: settings(raw.settings).map_err(|why| format!("VM {id}: {why}"))?,
             devices,
+            saved_checkpoints: raw.saved_checkpoints,
             uptime_seconds: raw.uptime_seconds.and_then(|seconds| u64::try_from(seconds).ok()),
             id,
         })

@@ -248,6 +248,12 @@ function Get-Record([object[]] $Vms) {
     return , $records
 }
 
+# Whether a checkpoint holds the state of a machine that ran. Seen in Hyper-V's module (VMSnapshot.State): it is Saved if
+# so, else Off. One that says neither is taken for one that does.
+function Test-SavedState($Checkpoint) {
+    return [string](Get-Field $Checkpoint 'State') -cne 'Off'
+}
+
 function Get-Seconds($Span) {
     if ($Span -is [timespan]) { return [long][math]::Floor($Span.TotalSeconds) }
     return $null
@@ -258,6 +264,7 @@ function Get-Seconds($Span) {
 function ConvertTo-VmView([object[]] $Vms) {
     $records = @{}
     $checkpoints = @{}
+    $saved = @{}
     if ($Vms.Count -gt 0) {
         foreach ($device in (Get-Record $Vms)) {
             $id = [string](Get-Field $device 'VMId')
@@ -267,6 +274,7 @@ function ConvertTo-VmView([object[]] $Vms) {
         foreach ($checkpoint in @(Get-VMSnapshot -VM $Vms -ErrorAction Stop)) {
             $id = [string](Get-Field $checkpoint 'VMId')
             $checkpoints[$id] = 1 + [int]$checkpoints[$id]
+            if (Test-SavedState $checkpoint) { $saved[$id] = 1 + [int]$saved[$id] }
         }
     }
     $views = @()
@@ -291,6 +299,7 @@ function ConvertTo-VmView([object[]] $Vms) {
             memory_startup_bytes = Get-Number (Get-Field $vm 'MemoryStartup')
             processors = Get-Number (Get-Field $vm 'ProcessorCount')
             checkpoints = [int]$checkpoints[$id]
+            saved_checkpoints = [int]$saved[$id]
             heartbeat = Get-Text (Get-Field $vm 'Heartbeat')
             uptime_seconds = Get-Seconds (Get-Field $vm 'Uptime')
             version = Get-Text (Get-Field $vm 'Version')

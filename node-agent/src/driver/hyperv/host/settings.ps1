@@ -45,7 +45,8 @@ function Get-Difference($Wanted, $Present) {
 
 # Most of these can be set only while the VM is off, so all are.
 function Invoke-ConfigureVm($Arguments) {
-    Confirm-Arguments $Arguments @('vm', 'settings', 'settle_ms')
+    Confirm-Arguments $Arguments @('vm', 'settings', 'for_devices', 'settle_ms')
+    $forDevices = $null -ne (Get-Field $Arguments 'for_devices') -and (Get-BoolArgument $Arguments 'for_devices')
     $id = Confirm-VmId (Get-Field $Arguments 'vm')
     $wanted = Get-WantedSettings (Get-Field $Arguments 'settings')
     $limit = Get-SettleArgument $Arguments
@@ -55,6 +56,7 @@ function Invoke-ConfigureVm($Arguments) {
     $differing = Get-Difference $wanted $former
     if ($differing.Count -eq 0) { return $false }
     Confirm-Off $vm
+    if ($forDevices) { Confirm-NoSavedState $vm $id }
     if ($wanted['stop_action'] -ceq 'Save') {
         $devices = @(Get-VMAssignableDevice -VM (Confirm-Vm $vm $id) -ErrorAction Stop)
         if ($devices.Count -gt 0) { Stop-Request 'Refused' 'a VM with an assigned device cannot be saved' }

@@ -36,6 +36,16 @@ function Confirm-Off($Vm) {
     if ($state -cne 'Off') { Stop-Request 'Refused' ('the VM is ' + $state + '; it must be Off') }
 }
 
+# A VM with a device can be neither saved nor restored, so one that can be restored to a saved state gets none.
+function Confirm-NoSavedState($Vm, [guid] $Id) {
+    $saved = @(@(Get-VMSnapshot -VM (Confirm-Vm $Vm $Id) -ErrorAction Stop) |
+            Where-Object { $null -ne $_ -and (Test-SavedState $_) })
+    if ($saved.Count -gt 0) {
+        Stop-Request 'Refused' ('the VM has ' + $saved.Count + ' checkpoints that hold a saved state, which no VM with a ' +
+            'device can go back to: delete them first')
+    }
+}
+
 function Get-RequiredHostFunction([string] $Path) {
     $function = Get-HostFunctionAt $Path
     if ($null -eq $function) { Stop-Request 'NotThere' ('the host has no device at ' + $Path) }
@@ -145,6 +155,7 @@ function Invoke-Attach($Arguments) {
     }
     if ($holders.Count -gt 0) { return $false }
     Confirm-Off $vm
+    Confirm-NoSavedState $vm $id
     $pooled = Find-InPool $path
     if ($null -eq $pooled) { Stop-Request 'NotThere' ('no device at ' + $path + ' is in the pool') }
     Confirm-RootPool $pooled
