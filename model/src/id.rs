@@ -164,6 +164,11 @@ text_id!(
     ClusterName, "cluster name", 253, "letters, digits, '-', '.', '_', starting with a letter or digit", host_like
 );
 
+text_id!(
+    /// A clustered role (a resource group), as its cluster names it.
+    RoleName, "role name", 256, "any character but control characters", |_, c| !c.is_control()
+);
+
 /// Checks the 8-4-4-4-12 form and gives it in lower case.
 fn guid(what: &'static str, text: &str) -> Result<std::sync::Arc<str>, InvalidName> {
     let form_ok = text.len() == 36

@@ -2,7 +2,7 @@
 
 use crate::gpu::Fingerprint;
 use crate::gpu::MmioSize;
-use crate::history::{Adoption, Forced, Note, Noted};
+use crate::history::{Adoption, ClusterRole, Forced, Note, Noted};
 use crate::id::{GpuId, ModelName, NodeName, PlacementName, PlacementUid, VmId};
 use crate::install::Install;
 use crate::pci::DeviceAddress;
@@ -369,6 +369,8 @@ pub struct Progress {
     pub forced: Vec<Forced>,
     /// The driver-install command that was run in its guest, each time anew.
     pub install: Option<Install>,
+    /// Its VM's clustered role that was removed, each time anew.
+    pub removed_role: Option<ClusterRole>,
 }
 
 /// How work on a placement goes.
@@ -496,7 +498,7 @@ impl Placement {
     pub fn adoption(&self) -> Option<&Adoption> {
         self.history.iter().find_map(|noted| match &noted.what {
             Note::Adopted(adoption) => Some(adoption),
-            Note::Forced(_) | Note::Installed(_) => None,
+            Note::Forced(_) | Note::Installed(_) | Note::RoleRemoved(_) => None,
         })
     }
 
@@ -504,7 +506,7 @@ impl Placement {
     pub fn forced(&self) -> impl Iterator<Item = &Forced> {
         self.history.iter().filter_map(|noted| match &noted.what {
             Note::Forced(forced) => Some(forced),
-            Note::Adopted(_) | Note::Installed(_) => None,
+            Note::Adopted(_) | Note::Installed(_) | Note::RoleRemoved(_) => None,
         })
     }
 
@@ -512,7 +514,15 @@ impl Placement {
     pub fn installed(&self) -> Option<&Install> {
         self.history.iter().rev().find_map(|noted| match &noted.what {
             Note::Installed(install) => Some(install),
-            Note::Adopted(_) | Note::Forced(_) => None,
+            Note::Adopted(_) | Note::Forced(_) | Note::RoleRemoved(_) => None,
+        })
+    }
+
+    /// Its VM's clustered role that was removed, as was last told.
+    pub fn removed_role(&self) -> Option<&ClusterRole> {
+        self.history.iter().rev().find_map(|noted| match &noted.what {
+            Note::RoleRemoved(role) => Some(role),
+            Note::Adopted(_) | Note::Forced(_) | Note::Installed(_) => None,
         })
     }
 

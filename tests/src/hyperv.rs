@@ -59,7 +59,6 @@ pub fn function(path: &str, ids: &str, name: &str, class: u64, sub_class: u64) -
         "windows": [], "interrupts": [4_294_967_290_u64],
         "properties": {
             "DeviceType": 2, "BaseClass": class, "SubClass": sub_class,
-            "CurrentLinkSpeed": 3, "CurrentLinkWidth": 8, "MaxLinkSpeed": 4, "MaxLinkWidth": 16,
             "InterruptSupport": 6, "InterruptMessageMaximum": 6, "BarTypes": 0x0200_0100,
             "AcsCompatibleUpHierarchy": 3, "RequiresReservedMemoryRegion": false, "OnPostPath": false,
             "NumaNode": 1, "SerialNumber": "1561A0B2C3D4",
@@ -221,6 +220,32 @@ pub fn fault(state: &mut Value, on: &str, fault: &StepFault, skip: u64) {
     if let Some(faults) = state["faults"].as_array_mut() {
         faults.push(json!({ "on": on, "kind": kind, "effect": effect, "text": text, "skip": skip }));
     }
+}
+
+/// What an agent calls on the host for a placement, in this order, each once at least.
+pub const PLACING: [&str; 5] =
+    ["Set-VM", "Disable-PnpDevice", "Dismount-VMHostAssignableDevice", "Add-VMAssignableDevice", "Start-VM"];
+
+/// What it calls for a release, with how many calls of that command have hung by then: the second `Set-VM` gives the settings
+/// back.
+pub const RELEASING: [(&str, usize); 5] = [
+    ("Stop-VM", 1),
+    ("Remove-VMAssignableDevice", 1),
+    ("Mount-VMHostAssignableDevice", 1),
+    ("Enable-PnpDevice", 1),
+    ("Set-VM", 2),
+];
+
+/// Every one of [`PLACING`] and [`RELEASING`] hangs once, so that an agent can be killed in it; every second takes effect all
+/// the same. A placement of one VM on one card sets eight settings before those that its release gives back.
+pub fn hang_in_each_step(state: &mut Value) {
+    let commands =
+        PLACING.into_iter().chain(RELEASING.into_iter().filter(|(_, nth)| *nth == 1).map(|(command, _)| command));
+    for (at, command) in commands.enumerate() {
+        fault(state, command, &StepFault::Hangs { effect: at % 2 == 1 }, 0);
+    }
+    // In the middle of giving the settings back, too: the agent must still know what they were.
+    fault(state, "Set-VM", &StepFault::Hangs { effect: true }, 8);
 }
 
 /// The next look goes wrong as looks at the simulated host do; what it does not show is missing until this is taken back.

@@ -99,8 +99,12 @@ fn print(told: &[Told], wide: bool, out: &mut Out<'_>) -> Result<(), Error> {
     for Told { block, record } in told {
         let when = moment(record.at.as_ref()).map(|at| at.to_string()).unwrap_or_default();
         let phase = short(record.phase().as_str_name(), "PHASE_");
+        let role = record.removed_role.as_ref().map(|role| role.name.as_str());
         let outcome = match (record.refused.as_str(), record.forced.as_str()) {
-            ("", "") => Cell::new(phase),
+            ("", "") => role.map_or_else(
+                || Cell::new(phase),
+                |name| judged(format!("clustered role removed: {name:?}"), Good::Wait),
+            ),
             ("", forced) => judged(format!("{phase}, forced: {forced}"), Good::Wait),
             (refused, _) => judged(format!("refused: {refused}"), Good::No),
         };

@@ -1,6 +1,6 @@
 //! What stands in a record.
 
-use berth_core::decide::{Change, Decision, ForcedFor, Input};
+use berth_core::decide::{Change, Decision, ForcedFor, Input, RoleRemovedFor};
 use berth_model::history::Forced;
 use berth_model::placement::{Phase, Placement};
 use berth_model::reason::Refusal;
@@ -64,6 +64,18 @@ pub fn records(now: Timestamp, asked: Option<&Asked>, decision: &Decision) -> Ve
             ..AuditRecord::default()
         });
     }
+    for RoleRemovedFor { node, placement, uid, caller, role } in &decision.removed_roles {
+        records.push(AuditRecord {
+            at: Some(convert::timestamp(now)),
+            caller: caller.clone(),
+            action: "RoleRemoved".to_owned(),
+            placement: placement.to_string(),
+            uid: uid.to_string(),
+            node: node.to_string(),
+            removed_role: Some(role.into()),
+            ..AuditRecord::default()
+        });
+    }
     records
 }
 
@@ -98,6 +110,7 @@ fn record(now: Timestamp, caller: &str, action: &str, placement: &Placement) -> 
         refused: String::new(),
         forced: String::new(),
         traceparent: placement.trace.as_ref().map(ToString::to_string).unwrap_or_default(),
+        removed_role: None,
     }
 }
 

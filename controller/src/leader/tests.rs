@@ -112,8 +112,14 @@ async fn what_is_answered_is_durable_visible_and_sent() {
     assert_eq!(sent[&node("n1")].generation, placement.generation);
 
     let generation = placement.generation;
-    let progress =
-        Progress { generation, uid: uid(1), report: StepReport::Satisfied, forced: Vec::new(), install: None };
+    let progress = Progress {
+        generation,
+        uid: uid(1),
+        report: StepReport::Satisfied,
+        forced: Vec::new(),
+        install: None,
+        removed_role: None,
+    };
     let input = Input::Progress { node: node("n1"), progress: Box::new(progress) };
     fixture.leader.feed(session(1), input).await.unwrap();
     eventually("it is active", || fixture.phase("a") == Some(Phase::Active)).await;
@@ -205,6 +211,7 @@ async fn what_an_agent_told_is_asked_for_again_when_it_was_not_committed() {
             report: StepReport::Satisfied,
             forced: Vec::new(),
             install: None,
+            removed_role: None,
         };
         Input::Progress { node: node("n1"), progress: Box::new(progress) }
     };

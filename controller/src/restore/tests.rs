@@ -44,6 +44,7 @@ fn world(placements: u32) -> Content {
             report: StepReport::Satisfied,
             forced: Vec::new(),
             install: None,
+            removed_role: None,
         };
         decide(&mut brain, Input::Progress { node: node("n1"), progress: Box::new(progress) });
     }

@@ -3,6 +3,7 @@
 use crate::guest::GuestView;
 use berth_model::VmId;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
+use berth_model::history::ClusterRole;
 use berth_model::node::BootId;
 use berth_model::pci::DeviceAddress;
 use berth_model::vm::{ObservedVm, VmState};
@@ -96,6 +97,8 @@ pub struct VmView {
     /// How many of its checkpoints hold the state of a running machine, as standard ones of a running VM do. One of which
     /// the host does not say whether it does is one of them.
     pub saved_checkpoints: u32,
+    /// Its clustered role, where it is one and its cluster tells which.
+    pub role: Option<ClusterRole>,
     /// What its guest showed when it was asked; `None` as long as it was not asked since it started.
     pub guest: Option<GuestView>,
 }

@@ -121,7 +121,12 @@ fn attached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Nex
             );
             return check(StepErrorClass::Forbidden, text);
         }
-        return Next::Do(Step::MakeStandalone { vm: vm.vm.id.clone() });
+        // Before the guest is shut down. While it is a role the VM is the cluster's: it may start again what somebody else
+        // stopped, move it to another node, or save it, which is what it does to a role that it takes offline unless told
+        // otherwise (FailoverClusters: OfflineAction 1). Nobody but Berth stops it afterwards. Whatever speaks against
+        // removing the role shows while the guest still runs; and if removing it should save a running VM after all (no
+        // source says so), nothing is lost: what is saved is left to people.
+        return Next::Do(Step::MakeStandalone { vm: vm.vm.id.clone(), role: vm.role.clone() });
     }
     if ready {
         return run(desired, vm, memory);
@@ -234,7 +239,7 @@ fn detached(desired: &DesiredPlacement, view: &HostView, memory: &Memory) -> Nex
             Slot::Here(functions) if functions.iter().any(|f| view.holders(f).any(|h| h.vm.id != desired.vm)) => {}
             Slot::Here(functions) => {
                 for function in functions {
-                    match give_back(&function, desired.return_to, view) {
+                    match give_back(&function, desired.return_to, view, memory) {
                         GiveBack::Step(step) => return Next::Do(step),
                         GiveBack::Unknown => unknown = Some(function),
                         GiveBack::Settled => {}
@@ -293,10 +298,20 @@ enum GiveBack {
     Unknown,
 }
 
-fn give_back(function: &DeviceAddress, return_to: ReturnTo, view: &HostView) -> GiveBack {
+fn give_back(function: &DeviceAddress, return_to: ReturnTo, view: &HostView, memory: &Memory) -> GiveBack {
     let address = || function.clone();
+    let was_disabled = memory.was_disabled(function);
     match (view.state(function), return_to) {
         (GpuState::Pooled, ReturnTo::Host) => GiveBack::Step(Step::Mount { address: address() }),
+        // As the host had it, however it comes back from the pool: nobody has proven that Windows leaves it disabled.
+        (GpuState::Host { driver: HostDriver::Disabled }, ReturnTo::Host | ReturnTo::Pool) if was_disabled => {
+            GiveBack::Settled
+        }
+        (GpuState::Host { driver: HostDriver::Bound | HostDriver::None }, ReturnTo::Host | ReturnTo::Pool)
+            if was_disabled =>
+        {
+            GiveBack::Step(Step::Disable { address: address() })
+        }
         // Never dismounted, or mounted again: enabled is how the host had it.
         (GpuState::Host { driver: HostDriver::Disabled }, ReturnTo::Host | ReturnTo::Pool) => {
             GiveBack::Step(Step::Enable { address: address() })

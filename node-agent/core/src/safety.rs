@@ -314,7 +314,12 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
             }
         }
         (Step::Disable { address }, _) => {
-            fit(address, desired, view)?;
+            match desired.intent {
+                // Only what was so before.
+                Intent::Detached if !memory.was_disabled(address) => return Err(Violation::NotWanted),
+                Intent::Detached => {}
+                Intent::Attached | Intent::Kept => fit(address, desired, view)?,
+            }
             in_state(view, address, |state| matches!(state, GpuState::Host { .. }))
         }
         (Step::Dismount { address }, _) => {
@@ -327,7 +332,7 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
         (Step::Enable { address }, _) => in_state(view, address, |state| matches!(state, GpuState::Host { .. })),
         // A step about a VM always names one; `rules.vm` has refused an unknown one.
         (
-            Step::MakeStandalone { vm }
+            Step::MakeStandalone { vm, .. }
             | Step::StopVm { vm }
             | Step::ConfigureVm { vm, .. }
             | Step::RestoreVm { vm, .. }
@@ -344,10 +349,9 @@ pub fn check(step: &Step, desired: &DesiredPlacement, view: &HostView, memory: &
 
 fn wanted(step: &Step, intent: Intent) -> Result<(), Violation> {
     let fits = match step {
-        Step::StopVm { .. } => matches!(intent, Intent::Attached | Intent::Detached),
+        Step::StopVm { .. } | Step::Disable { .. } => matches!(intent, Intent::Attached | Intent::Detached),
         Step::MakeStandalone { .. }
         | Step::ConfigureVm { .. }
-        | Step::Disable { .. }
         | Step::Dismount { .. }
         | Step::Attach { .. }
         | Step::StartVm { .. }

@@ -1,6 +1,7 @@
 //! The steps an agent can take on a host. Each names one thing, can be repeated, and is believed only after looking again.
 
 use crate::observed::VmSettings;
+use berth_model::history::ClusterRole;
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::StepKind;
 use berth_model::{CommandName, VmId};
@@ -13,6 +14,8 @@ pub enum Step {
     MakeStandalone {
         /// The VM.
         vm: VmId,
+        /// The role: kept durably, and no other is removed. A driver refuses to remove one that nobody could make again.
+        role: Option<ClusterRole>,
     },
     /// Stop a VM: guest shutdown first, then the plug.
     StopVm {
@@ -115,7 +118,7 @@ impl Step {
     /// The VM it is about.
     pub fn vm(&self) -> Option<&VmId> {
         match self {
-            Self::MakeStandalone { vm }
+            Self::MakeStandalone { vm, .. }
             | Self::StopVm { vm }
             | Self::ConfigureVm { vm, .. }
             | Self::Attach { vm, .. }

@@ -204,15 +204,18 @@ impl Work {
         let jobs = self.jobs.iter().filter(|(_, job)| !job.withdrawn);
         let told = jobs.filter_map(|(uid, job)| {
             job.standing(uid, self.generation).or_else(|| {
-                // Nothing is reported of what is only watched, but what was done for it by force, or run in its guest, must
-                // be learned of.
-                let unsaid = self.memory.forced.contains_key(uid) || self.memory.installs.contains_key(uid);
+                // Nothing is reported of what is only watched, but what was done for it by force, or run in its guest, or
+                // which role its VM had, must be learned of.
+                let unsaid = self.memory.forced.contains_key(uid)
+                    || self.memory.installs.contains_key(uid)
+                    || self.memory.roles.contains_key(uid);
                 unsaid.then(|| Progress {
                     generation: self.generation,
                     uid: uid.clone(),
                     report: StepReport::Satisfied,
                     forced: Vec::new(),
                     install: None,
+                    removed_role: None,
                 })
             })
         });
@@ -258,6 +261,7 @@ impl Work {
         let jobs = &self.jobs;
         self.memory.forced.retain(|uid, _| jobs.contains_key(uid));
         self.memory.installs.retain(|uid, _| jobs.contains_key(uid));
+        self.memory.roles.retain(|uid, _| jobs.contains_key(uid));
     }
 
     /// A look has ended.
@@ -334,6 +338,10 @@ impl Work {
             // One that runs now is told when it has ended.
             let runs = self.jobs.get(&progress.uid).is_some_and(Job::installs);
             progress.install = self.memory.installs.get(&progress.uid).filter(|_| !runs).cloned();
+            // Kept before it is removed, told when it surely is.
+            let vm = self.jobs.get(&progress.uid).map(|job| &job.desired.vm);
+            let seen = vm.and_then(|vm| Some(self.view.as_ref()?.1.vms.get(vm).is_some_and(|vm| vm.vm.clustered)));
+            progress.removed_role = self.memory.roles.get(&progress.uid).filter(|_| seen == Some(false)).cloned();
         }
         let remember = (self.memory != self.kept).then(|| {
             self.kept = self.memory.clone();

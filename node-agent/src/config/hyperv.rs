@@ -293,7 +293,7 @@ mod tests {
             options(&[&layer], Some(Path::new("/w")), &mut |setting, why| panic!("{setting}: {why}")).unwrap();
         assert_eq!(options.guest_credential.as_deref(), Some(Path::new("/etc/berth/guest.xml")));
         let install = &options.guest_installs["nvidia"];
-        assert_eq!((install.linux.len(), install.limit), (3, Duration::from_secs(600)));
+        assert_eq!((install.linux.as_ref().map_or(0, Vec::len), install.limit), (3, Duration::from_secs(600)));
         let login = options.guest_login.unwrap();
         assert_eq!(login.program, Path::new("/w").join(crate::driver::guest::ssh::PROGRAM));
         assert_eq!((login.user.as_str(), login.port, login.connect), ("berth", 22, Duration::from_secs(5)));

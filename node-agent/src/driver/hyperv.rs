@@ -116,6 +116,8 @@ pub struct HyperV {
     /// Another process for questions to Windows guests, which answer when they like: the host is not lost from sight for so
     /// long. Nothing on the host is changed in it.
     guests: PowerShell,
+    /// Where their files lie.
+    dir: PathBuf,
     known: Mutex<Known>,
 }
 
@@ -170,7 +172,7 @@ impl HyperV {
         let powershell = PowerShell::new(options.powershell.clone(), dir.clone());
         // A folder of its own: each looks at its script before it starts, and writes it anew.
         let guests = PowerShell::new(options.powershell.clone(), dir.join("guests"));
-        Self { options, powershell, guests, known: Mutex::default() }
+        Self { options, powershell, guests, dir, known: Mutex::default() }
     }
 
     /// A panic elsewhere leaves nothing half written here.
@@ -314,8 +316,15 @@ impl HostDriver for HyperV {
 
     async fn act(&self, step: &Step) -> Result<(), DriverError> {
         match step {
-            Step::MakeStandalone { vm } => {
+            Step::MakeStandalone { vm, role } => {
+                let Some(role) = role else {
+                    let text = format!(
+                        "the cluster does not tell the role of VM {vm} (Get-ClusterGroup -VMId): nobody could make it one again"
+                    );
+                    return Err(DriverError::Failed(text));
+                };
                 let mut args = request::vm(vm)?;
+                args["role"] = json!(role.name.as_str());
                 // The planner takes this step only where the request allows it.
                 args["allow"] = json!(true);
                 self.step("make-standalone", &args).await

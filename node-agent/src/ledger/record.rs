@@ -4,7 +4,7 @@
 
 use super::State;
 use berth_agent_core::ledger::Ledger;
-use berth_agent_core::memory::Memory;
+use berth_agent_core::memory::{Memory, Taken};
 use berth_agent_core::observed::{CheckpointKind, Checkpoints, StopAction, VmMemory, VmSettings};
 use berth_model::gpu::Survey;
 use berth_model::history::Forced;
@@ -30,6 +30,30 @@ struct LedgerRecord {
     left: Vec<String>,
     #[prost(message, repeated, tag = "7")]
     installs: Vec<InstallRecord>,
+    #[prost(message, repeated, tag = "8")]
+    taken: Vec<TakenRecord>,
+    #[prost(message, repeated, tag = "9")]
+    roles: Vec<RoleRecord>,
+}
+
+/// What a card was on the host before it was taken from it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct TakenRecord {
+    #[prost(string, tag = "1")]
+    gpu: String,
+    #[prost(string, tag = "2")]
+    by: String,
+    #[prost(string, repeated, tag = "3")]
+    disabled: Vec<String>,
+}
+
+/// The clustered role of one placement's VM.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RoleRecord {
+    #[prost(string, tag = "1")]
+    uid: String,
+    #[prost(message, optional, tag = "2")]
+    role: Option<v1::ClusterRole>,
 }
 
 /// The driver-install command that was begun for one placement.
@@ -111,7 +135,7 @@ enum CheckpointRecord {
 pub(super) fn write(state: &State) -> Vec<u8> {
     let State {
         ledger: Ledger { term, desired },
-        memory: Memory { original, prepared_for, known, forced, left, installs },
+        memory: Memory { original, prepared_for, known, forced, left, installs, taken, roles },
     } = state;
     let record = LedgerRecord {
         term: *term,
@@ -136,6 +160,15 @@ pub(super) fn write(state: &State) -> Vec<u8> {
             .iter()
             .map(|(uid, install)| InstallRecord { uid: uid.to_string(), install: Some(install.into()) })
             .collect(),
+        taken: taken
+            .iter()
+            .map(|(gpu, Taken { by, disabled })| TakenRecord {
+                gpu: gpu.to_string(),
+                by: by.to_string(),
+                disabled: disabled.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        roles: roles.iter().map(|(uid, role)| RoleRecord { uid: uid.to_string(), role: Some(role.into()) }).collect(),
     };
     record.encode_to_vec()
 }
@@ -175,7 +208,7 @@ fn write_settings(vm: &VmId, settings: &VmSettings) -> VmRecord {
 
 /// The state of some bytes, or what is wrong with them.
 pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
-    let LedgerRecord { term, desired, original, known, forced, left, installs } =
+    let LedgerRecord { term, desired, original, known, forced, left, installs, taken, roles } =
         LedgerRecord::decode(bytes).map_err(|error| error.to_string())?;
     let desired = desired.map(TryInto::try_into).transpose().map_err(|error| format!("desired state: {error}"))?;
     let mut memory = Memory::default();
@@ -209,6 +242,18 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
         let install = install.ok_or_else(|| format!("install for {uid} is missing"))?;
         let read: Install = install.try_into().map_err(|error| format!("install for {uid}: {error}"))?;
         memory.installs.insert(of, read);
+    }
+    for TakenRecord { gpu, by, disabled } in taken {
+        let at: DeviceAddress = gpu.parse().map_err(|error| format!("taken: {error}"))?;
+        let by = by.parse().map_err(|error| format!("taken {gpu}: {error}"))?;
+        let disabled = disabled.iter().map(|address| address.parse()).collect::<Result<_, _>>();
+        let disabled = disabled.map_err(|error| format!("taken {gpu}: {error}"))?;
+        memory.taken.insert(at, Taken { by, disabled });
+    }
+    for RoleRecord { uid, role } in roles {
+        let of: PlacementUid = uid.parse().map_err(|error| format!("role: {error}"))?;
+        let role = role.ok_or_else(|| format!("role for {uid} is missing"))?;
+        memory.roles.insert(of, role.try_into().map_err(|error| format!("role for {uid}: {error}"))?);
     }
     Ok(State { ledger: Ledger { term, desired }, memory })
 }
@@ -260,6 +305,7 @@ pub(super) mod tests {
     use super::*;
     use berth_model::desired::{DesiredGpu, DesiredNode, DesiredPlacement, Intent};
     use berth_model::gpu::{Fingerprint, MmioSize, SerialNumber, Verdict};
+    use berth_model::history::ClusterRole;
     use berth_model::install::{InstallEnd, InstallOutput};
     use berth_model::placement::StepKind;
     use berth_model::request::{ReturnTo, VerifyLevel};
@@ -336,7 +382,15 @@ pub(super) mod tests {
         memory.forced.entry(uid.clone()).or_default().insert(forced);
         let output = InstallOutput::of(b"unpacking\n\x1bno headers");
         let install = Install { command: "nvidia".parse().unwrap(), end: InstallEnd::Exited(1), output };
-        memory.installs.insert(uid, install);
+        memory.installs.insert(uid.clone(), install);
+        let disabled = ["PCIROOT(20)#PCI(0300)#PCI(0001)".parse().unwrap()].into();
+        memory.taken.insert(ADDRESS.parse().unwrap(), Taken { by: uid.clone(), disabled });
+        let role = ClusterRole {
+            name: "R\u{f6}le 7".parse().unwrap(),
+            owner: Some("NODE1".parse().unwrap()),
+            priority: Some(0),
+        };
+        memory.roles.insert(uid, role);
         let state = State { ledger: Ledger { term: 9, desired: Some(desired(8, 3)) }, memory };
         assert_eq!(read(&write(&state)), Ok(state));
         assert_eq!(read(&write(&State::default())), Ok(State::default()));

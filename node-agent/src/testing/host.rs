@@ -92,6 +92,7 @@ impl FakeHost {
                 checkpoints: Checkpoints::PRODUCTION,
             },
             saved_checkpoints: 0,
+            role: None,
             guest: None,
         };
         let view = HostView {
@@ -179,7 +180,7 @@ impl FakeHost {
         let HostView { gpus, vms, .. } = &mut *view;
         let mut place = |address: &DeviceAddress, state| gpus.get_mut(address).unwrap().state = state;
         match step {
-            Step::MakeStandalone { vm } => vms.get_mut(vm).unwrap().vm.clustered = false,
+            Step::MakeStandalone { vm, .. } => vms.get_mut(vm).unwrap().vm.clustered = false,
             Step::StopVm { vm } => vms.get_mut(vm).unwrap().vm.state = VmState::Off,
             Step::StartVm { vm } => vms.get_mut(vm).unwrap().vm.state = VmState::Running,
             Step::ConfigureVm { vm, settings } | Step::RestoreVm { vm, settings } => {

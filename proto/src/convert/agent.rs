@@ -127,7 +127,7 @@ impl FromWire<v1::InventoryReport> for InventoryReport {
 impl From<&Progress> for v1::Progress {
     fn from(model: &Progress) -> Self {
         use v1::progress::{Failed, Report, Satisfied, Working};
-        let Progress { generation, uid, report, forced, install } = model;
+        let Progress { generation, uid, report, forced, install, removed_role } = model;
         let report = match report {
             StepReport::Working { step, attempt, last_error } => Report::Working(Working {
                 step: v1::Step::from(*step).into(),
@@ -145,18 +145,27 @@ impl From<&Progress> for v1::Progress {
             report: Some(report),
             forced: forced.iter().map(Into::into).collect(),
             install: install.as_ref().map(Into::into),
+            removed_role: removed_role.as_ref().map(Into::into),
         }
     }
 }
 
 impl FromWire<v1::Progress> for Progress {
     fn read(wire: v1::Progress, at: At<'_>) -> Option<Self> {
-        let v1::Progress { generation, placement_uid, report, forced, install } = wire;
+        let v1::Progress { generation, placement_uid, report, forced, install, removed_role } = wire;
         let uid = at.field("placement_uid").parse(&placement_uid);
         let report = at.field("report").required(report).and_then(|report| read_report(report, at));
         let forced = at.field("forced").messages(forced, MAX_NOTES);
         let install = at.field("install").maybe(install);
-        Some(Self { generation, uid: uid?, report: report?, forced: forced?, install: install? })
+        let removed_role = at.field("removed_role").maybe(removed_role);
+        Some(Self {
+            generation,
+            uid: uid?,
+            report: report?,
+            forced: forced?,
+            install: install?,
+            removed_role: removed_role?,
+        })
     }
 }
 

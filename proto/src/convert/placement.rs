@@ -2,7 +2,7 @@
 
 use super::{At, FromWire, MAX_PLANNED, enumeration, or_default, readable, text, timestamp};
 use crate::v1;
-use berth_model::history::{Adoption, Forced, MAX_NOTES, MAX_TAGS, Note, Noted};
+use berth_model::history::{Adoption, ClusterRole, Forced, MAX_NOTES, MAX_TAGS, Note, Noted};
 use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::placement::{
     AssignedGpu, Assignment, Condition, CurrentStep, FailureReason, Phase, Pin, PinReason, Placement, ReleaseCause,
@@ -47,6 +47,7 @@ readable!(
     v1::FailureReason => FailureReason,
     v1::CurrentStep => CurrentStep,
     v1::Forced => Forced,
+    v1::ClusterRole => ClusterRole,
     v1::Install => Install,
     v1::Assignment => Assignment,
     v1::Placement => Placement,
@@ -523,6 +524,23 @@ impl FromWire<v1::Forced> for Forced {
     }
 }
 
+impl From<&ClusterRole> for v1::ClusterRole {
+    fn from(model: &ClusterRole) -> Self {
+        let ClusterRole { name, owner, priority } = model;
+        let owner = owner.as_ref().map(ToString::to_string).unwrap_or_default();
+        Self { name: name.to_string(), owner, priority: *priority }
+    }
+}
+
+impl FromWire<v1::ClusterRole> for ClusterRole {
+    fn read(wire: v1::ClusterRole, at: At<'_>) -> Option<Self> {
+        let v1::ClusterRole { name, owner, priority } = wire;
+        let name = at.field("name").parse(&name);
+        let owner = at.field("owner").optional(&owner);
+        Some(Self { name: name?, owner: owner?, priority })
+    }
+}
+
 impl From<&Install> for v1::Install {
     fn from(model: &Install) -> Self {
         let Install { command, end, output } = model;
@@ -558,6 +576,7 @@ impl From<&Noted> for v1::Note {
             Note::Adopted(adoption) => v1::note::What::Adopted(adoption.into()),
             Note::Forced(forced) => v1::note::What::Forced(forced.into()),
             Note::Installed(install) => v1::note::What::Installed(install.into()),
+            Note::RoleRemoved(role) => v1::note::What::RoleRemoved(role.into()),
         };
         Self { at: Some(timestamp(*at)), what: Some(what), text: sentence }
     }
@@ -571,6 +590,7 @@ impl FromWire<v1::Note> for Noted {
             v1::note::What::Adopted(adoption) => Note::Adopted(FromWire::read(adoption, at.field("adopted"))?),
             v1::note::What::Forced(forced) => Note::Forced(FromWire::read(forced, at.field("forced"))?),
             v1::note::What::Installed(install) => Note::Installed(FromWire::read(install, at.field("installed"))?),
+            v1::note::What::RoleRemoved(role) => Note::RoleRemoved(FromWire::read(role, at.field("role_removed"))?),
         };
         Some(Self { at: when?, what })
     }

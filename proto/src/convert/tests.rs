@@ -6,7 +6,7 @@ use berth_model::gpu::{
     Finding, Fingerprint, GpuHealth, GpuState, HostDriver, MmioSize, ObservedGpu, QuarantineReason, SerialNumber,
     Survey, Verdict,
 };
-use berth_model::history::{Adoption, Forced, Note, Noted};
+use berth_model::history::{Adoption, ClusterRole, Forced, Note, Noted};
 use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE, MAX_VMS_PER_NODE};
 use berth_model::node::{BootId, Cordon, HostFacts, Platform};
@@ -156,8 +156,17 @@ fn placement(phase: Phase) -> Placement {
             Noted { at: Timestamp::from_millis(9), what: Note::Installed(install(InstallEnd::Unknown)) },
             Noted { at: Timestamp::from_millis(9), what: Note::Installed(install(InstallEnd::Late(600))) },
             Noted { at: Timestamp::from_millis(9), what: Note::Installed(install(InstallEnd::Exited(-1))) },
+            Noted { at: Timestamp::from_millis(10), what: Note::RoleRemoved(role()) },
+            Noted {
+                at: Timestamp::from_millis(10),
+                what: Note::RoleRemoved(ClusterRole { owner: None, priority: None, ..role() }),
+            },
         ],
     }
+}
+
+fn role() -> ClusterRole {
+    ClusterRole { name: "R\u{f6}le 7".parse().unwrap(), owner: Some("NODE1".parse().unwrap()), priority: Some(2000) }
 }
 
 fn install(end: InstallEnd) -> Install {
@@ -326,6 +335,7 @@ fn what_agents_and_store_exchange_round_trips() {
             report,
             forced: vec![forced()],
             install: Some(install(InstallEnd::Exited(3))),
+            removed_role: Some(role()),
         });
     }
 }

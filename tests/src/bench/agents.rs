@@ -214,7 +214,14 @@ impl Agent {
             let report = Some(v1::progress::Report::Satisfied(v1::progress::Satisfied {}));
             say(
                 out,
-                Say::Progress(v1::Progress { generation, placement_uid, report, forced: Vec::new(), install: None }),
+                Say::Progress(v1::Progress {
+                    generation,
+                    placement_uid,
+                    report,
+                    forced: Vec::new(),
+                    install: None,
+                    removed_role: None,
+                }),
             )
             .await?;
         }

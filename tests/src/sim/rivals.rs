@@ -47,7 +47,7 @@ impl Sim {
         let Some(settings) = view.vms.get(&at_work.vm).map(|vm| vm.settings.clone()) else { return Ok(()) };
         let (id, name) = (other_vm(), vm_name(u32::MAX));
         let vm = ObservedVm { id: id.clone(), name, state: VmState::Off, clustered: false, devices: Vec::new() };
-        view.vms.insert(id, VmView { vm, settings, saved_checkpoints: 0, guest: None });
+        view.vms.insert(id, VmView { vm, settings, saved_checkpoints: 0, role: None, guest: None });
         for rival in rivals(at_work, &view, &obeyed.placements) {
             for withdrawn in [false, true] {
                 let stays = |wish: &&DesiredPlacement| !withdrawn || wish.uid != at_work.uid;

@@ -3,8 +3,9 @@
 
 use crate::agent::Here;
 use anyhow::ensure;
+use berth_node_agent::driver::sim::StepFault;
 use berth_tests::hyperv::site::{NODE, PATIENCE, Site, listed};
-use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, assign, at, facts, usual, vm, vm_in};
+use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, assign, at, facts, fault, habits, usual, vm, vm_in};
 use berth_tests::process::wait_until;
 use serde_json::{Value, json};
 
@@ -160,4 +161,47 @@ fn force_is_used_only_by_policy_and_each_use_is_written_down() -> anyhow::Result
     let written: Vec<_> = written.filter(|line| line.contains("forced=true") && line.contains("caller=")).collect();
     assert_eq!(written.len(), 2, "one line for each device:\n{log}");
     site.release("two")
+}
+
+/// Its role goes before its guest is shut down: the cluster would start it again. What the role was can be read afterwards by
+/// whoever makes the VM one again; an agent that is killed while it removes the role does not forget it.
+#[test]
+fn a_role_that_was_removed_can_be_made_again_by_whoever_reads_what_it_was() -> anyhow::Result<()> {
+    let mut state = usual();
+    state["cluster"] = json!("CLU1");
+    let vm = vm_in(&mut state, UBUNTU);
+    (vm["clustered"], vm["state"], vm["role_name"]) = (json!(true), json!("Running"), json!("Rolle 7"));
+    habits(&mut state, &["cluster-restarts"]);
+    let mut faulty = state.clone();
+    fault(&mut faulty, "Remove-ClusterGroup", &StepFault::Hangs { effect: true }, 0);
+    let Some(mut site) = Here::new("a removed role on Hyper-V", &faulty)? else { return Ok(()) };
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2", "--allow-standalone"])?;
+    site.wait_hanging("Remove-ClusterGroup", 1)?;
+    site.kill_agent()?;
+    site.start_agent()?;
+    site.wait_active("one")?;
+    let calls = site.host.calls()?;
+    let first = |command: &str| calls.iter().position(|call| call["command"] == command);
+    ensure!(first("Remove-ClusterGroup") < first("Stop-VM") && first("Stop-VM").is_some(), "{calls:#?}");
+    let said =
+        [r#"clustered role "Rolle 7" was removed"#, "owned by NODE1", "priority 2000", "Add-ClusterVirtualMachineRole"];
+    let told = site.ok(&["describe", "placement", "one"])?.stdout;
+    ensure!(told.contains("History") && said.iter().all(|text| told.contains(text)), "{told}");
+    let placement = site.ok(&["get", "placements", "one", "-o", "json"])?.json()?;
+    let role = json!({ "name": "Rolle 7", "owner": "NODE1", "priority": 2000 });
+    let notes: Vec<_> =
+        placement["history"].as_array().into_iter().flatten().map(|note| &note["role_removed"]).collect();
+    ensure!(notes == [&role], "{placement:#}");
+    let mut audit = String::new();
+    let written = wait_until(PATIENCE, || {
+        audit = site.ok(&["audit"])?.stdout;
+        Ok(audit.contains("RoleRemoved") && audit.contains(r#"clustered role removed: "Rolle 7""#))
+    })?;
+    ensure!(written, "{audit}");
+    site.release("one")?;
+    // Still known when the placement is over.
+    let told = site.ok(&["describe", "placement", "one"])?.stdout;
+    ensure!(told.contains("Rolle 7"), "{told}");
+    Ok(())
 }

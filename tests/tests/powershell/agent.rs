@@ -4,7 +4,10 @@
 use anyhow::{Context as _, ensure};
 use berth_node_agent::driver::sim::StepFault;
 use berth_tests::hyperv::site::{NODE, PATIENCE, Site, listed};
-use berth_tests::hyperv::{A2, A16, BUERO, HABITS, UBUNTU, assign, facts, fault, habits, usual, vm_in};
+use berth_tests::hyperv::{
+    A2, A16, BUERO, HABITS, PLACING, RELEASING, UBUNTU, assign, at, facts, fault, habits, hang_in_each_step, usual,
+    vm_in,
+};
 use berth_tests::process::{Ran, binary, other, run, wait_until};
 use berth_tests::pwsh;
 use serde_json::{Value, json};
@@ -296,26 +299,18 @@ fn a_cmdlet_that_hangs_is_ended_at_its_deadline_and_a_killed_powershell_is_repla
 fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Result<()> {
     let before = usual();
     let mut state = before.clone();
-    let placing =
-        ["Set-VM", "Disable-PnpDevice", "Dismount-VMHostAssignableDevice", "Add-VMAssignableDevice", "Start-VM"];
-    let releasing = ["Stop-VM", "Remove-VMAssignableDevice", "Mount-VMHostAssignableDevice", "Enable-PnpDevice"];
-    for (at, command) in placing.iter().chain(&releasing).enumerate() {
-        // Every second one takes effect all the same.
-        fault(&mut state, command, &StepFault::Hangs { effect: at % 2 == 1 }, 0);
-    }
-    // In the middle of giving the settings back, too: the agent must still know what they were.
-    fault(&mut state, "Set-VM", &StepFault::Hangs { effect: true }, 8);
+    hang_in_each_step(&mut state);
     let Some(mut site) = Here::new("an agent killed at each step", &state)? else { return Ok(()) };
     site.start_agent()?;
     site.place("one", UBUNTU, "1", &["--model", "A2"])?;
-    for command in placing {
+    for command in PLACING {
         site.wait_hanging(command, 1)?;
         site.kill_agent()?;
         site.start_agent()?;
     }
     site.wait_active("one")?;
     site.ok(&["release", "one"])?;
-    for (command, times) in releasing.into_iter().map(|command| (command, 1)).chain([("Set-VM", 2)]) {
+    for (command, times) in RELEASING {
         site.wait_hanging(command, times)?;
         site.kill_agent()?;
         site.start_agent()?;
@@ -324,6 +319,56 @@ fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Re
     site.as_before(&before)?;
     // Killed ten times all the same.
     site.only_named_things_were_touched()
+}
+
+/// An administrator has disabled the sound function of the card, for reasons of their own: it is so again afterwards, although
+/// the agent was killed after it had disabled the other one itself.
+#[test]
+fn what_was_disabled_on_the_host_before_is_disabled_afterwards() -> anyhow::Result<()> {
+    let mut before = usual();
+    at(&mut before, A2[1])["disabled"] = json!(true);
+    at(&mut before, A16[1])["disabled"] = json!(true);
+    let mut state = before.clone();
+    fault(&mut state, "Disable-PnpDevice", &StepFault::Hangs { effect: true }, 0);
+    let Some(mut site) = Here::new("functions that were disabled before", &state)? else { return Ok(()) };
+    site.start_agent()?;
+    site.place("one", UBUNTU, "1", &["--model", "A2"])?;
+    site.wait_hanging("Disable-PnpDevice", 1)?;
+    site.kill_agent()?;
+    site.start_agent()?;
+    site.wait_active("one")?;
+    site.kill_agent()?;
+    site.start_agent()?;
+    site.release("one")?;
+    site.as_before(&before)?;
+    site.only_named_things_were_touched()
+}
+
+/// A VM that could go back to a saved state is refused before anything is done to it, with what to do; then it is placed.
+#[test]
+fn a_vm_with_a_saved_state_is_refused_untouched_and_says_what_to_do() -> anyhow::Result<()> {
+    let mut state = usual();
+    vm_in(&mut state, UBUNTU)["state"] = json!("Running");
+    vm_in(&mut state, UBUNTU)["checkpoints"] = json!(["nightly", { "name": "before the update", "state": "Saved" }]);
+    vm_in(&mut state, BUERO)["state"] = json!("Saved");
+    let Some(mut site) = Here::new("saved states on Hyper-V", &state)? else { return Ok(()) };
+    site.start_agent()?;
+    for (name, vm, why, what) in [
+        ("one", UBUNTU, "1 checkpoints that hold a saved state", "Remove-VMSnapshot"),
+        ("two", BUERO, "has a saved state that would be lost", "Remove-VMSavedState"),
+    ] {
+        site.place(name, vm, "1", &["--model", "A2"])?;
+        let mut told = String::new();
+        let refused = wait_until(PATIENCE, || {
+            told = site.ok(&["describe", "placement", name])?.stdout;
+            Ok(told.contains("Failed") && told.contains("Undone"))
+        })?;
+        ensure!(refused && told.contains(why) && told.contains(what), "{told}\n{}", site.log());
+    }
+    site.as_before(&state)?;
+    site.host.change(|state| vm_in(state, UBUNTU)["checkpoints"] = json!(["nightly"]))?;
+    site.place("three", UBUNTU, "1", &["--model", "A2"])?;
+    site.wait_active("three")
 }
 
 /// Killed alone: its PowerShell goes on with the step, as it may wherever nothing ties it to the agent.

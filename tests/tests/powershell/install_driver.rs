@@ -5,7 +5,7 @@
 use super::agent::Here;
 use anyhow::ensure;
 use berth_tests::hyperv::site::{PATIENCE, Site};
-use berth_tests::hyperv::{UBUNTU, usual, vm_in};
+use berth_tests::hyperv::{BUERO, UBUNTU, usual, vm_in};
 use berth_tests::process::wait_until;
 use berth_tests::sshd::{self, Guest};
 use serde_json::{Value, json};
@@ -121,4 +121,71 @@ fn an_agent_that_is_killed_while_the_command_runs_does_not_run_it_again() -> any
     ensure!(std::fs::read_to_string(begun)? == "begun\n", "it was begun twice");
     site.release("one")?;
     site.as_before(&state)
+}
+
+/// A Windows guest, asked and installed by PowerShell Direct, while the host is looked at and other guests are asked.
+#[test]
+fn a_command_runs_in_a_windows_guest_once_and_holds_up_nobody() -> anyhow::Result<()> {
+    let mut state = usual();
+    let devices = |works_with: &std::path::Path| {
+        json!([{ "id": "PCI\\VEN_10DE&DEV_25B6&SUBSYS_157E10DE&REV_A1\\4&1A2B3C4D&0&0000", "name": "NVIDIA A2",
+                 "status": "Error", "problem": 28, "works_with": works_with }])
+    };
+    let Some(mut site) = Here::new("a driver-install command in a Windows guest", &state)? else { return Ok(()) };
+    let dir = site.host.dir().to_owned();
+    let (program, installed, go) = (dir.join("setup"), dir.join("installed"), dir.join("go"));
+    let text = format!(
+        "#!/bin/sh\necho \"ran $*\" >>'{0}/trace'\nwhile [ ! -e '{1}' ]; do sleep 0.2; done\necho 'copying files'\n: >'{2}'\n",
+        dir.display(),
+        go.display(),
+        installed.display()
+    );
+    std::fs::write(&program, text)?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    state["programs"] = json!({ "C:\\NVIDIA 550\\setup.exe": program });
+    for vm in [UBUNTU, BUERO] {
+        let vm = vm_in(&mut state, vm);
+        vm["guest_password"] = json!("Geheim-4711");
+        vm["guest"] = devices(&installed);
+    }
+    vm_in(&mut state, BUERO)["guest"] = json!([
+        { "id": "PCI\\VEN_10DE&DEV_25B6&SUBSYS_14A910DE&REV_A1\\4&1A2B3C4D&0&0000", "name": "NVIDIA A16", "status": "OK", "problem": 0 },
+    ]);
+    site.host.set(&state)?;
+    let credential = dir.join("guest.xml");
+    std::fs::write(&credential, json!({ "user": "admin", "password": "Geheim-4711" }).to_string())?;
+    std::fs::set_permissions(&credential, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let file = dir.join("agent.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "[hyperv.guest]\ncredential = {credential:?}\n[hyperv.guest.install.nvidia]\n\
+             windows = ['C:\\NVIDIA 550\\setup.exe', '-s', 'a b']\nseconds = 120\n[hyperv.guest.install.other]\nlinux = ['x']\n"
+        ),
+    )?;
+    site.settings = vec!["--config".to_owned(), file.display().to_string()];
+    site.start_agent()?;
+    place(&site, "nvidia")?;
+    let trace = dir.join("trace");
+    ensure!(wait_until(PATIENCE, || Ok(trace.exists()))?, "it never began:\n{}", site.log());
+    // Meanwhile the host is worked on and another guest is asked.
+    site.place("two", BUERO, "1", &["--model", "A16", "--verify", "driver-bound"])?;
+    site.wait_active("two")?;
+    ensure!(!installed.exists(), "it did not wait");
+    std::fs::write(&go, "")?;
+    site.wait_active("one")?;
+    let said = described(&site)?;
+    ensure!(said.contains("command nvidia ended with exit code 0; it said: copying files"), "{said}");
+    ensure!(std::fs::read_to_string(&trace)? == "ran -s a b\n", "not once, or with other words");
+    site.release("one")?;
+    site.release("two")?;
+    std::fs::remove_file(&installed)?;
+    // Named, and not for this kind of guest.
+    place(&site, "other")?;
+    let failed = wait_failed(&site)?.to_string();
+    ensure!(failed.contains("this is a Windows guest") && failed.contains("install.other"), "{failed}");
+    site.as_before(&state)?;
+    let log = site.log();
+    ensure!(!log.contains("copying files") && !log.contains("Geheim"), "output or password is in the log:\n{log}");
+    Ok(())
 }

@@ -80,16 +80,29 @@ fn each_place_a_device_can_be_in_is_told_from_the_others() {
 }
 
 #[test]
-fn a_clustered_vm_with_a_device_tells_its_role() {
+fn a_clustered_vm_tells_its_role() {
     let mut state = assigned();
     state["cluster"] = json!("CLU1");
     vm_in(&mut state, UBUNTU)["clustered"] = json!(true);
     vm_in(&mut state, BUERO)["clustered"] = json!(true);
     vm_in(&mut state, BUERO)["replication_mode"] = json!("Replica");
+    vm_in(&mut state, BUERO)["role_name"] = json!("Büro");
     on("roles", &state, |host| {
         let look = host.ok("observe", &none())?;
         ensure!(look["vms"][0]["role"]["name"] == "ubuntu" && look["vms"][0]["clustered"] == json!(true), "{look}");
-        ensure!(look["vms"][1]["role"].is_null() && look["vms"][1]["replication_mode"] == "Replica", "{look}");
+        let role = json!({ "name": "Büro", "owner": "NODE1", "priority": 2000 });
+        ensure!(look["vms"][1]["role"] == role && look["vms"][1]["replication_mode"] == "Replica", "{look}");
+        // Once for each, and again where it has a device; what is no role any more is none.
+        host.change(|state| {
+            vm_in(state, BUERO)["role_name"] = json!("Küche");
+            vm_in(state, UBUNTU)["role_name"] = json!("other");
+        })?;
+        let look = host.ok("observe", &none())?;
+        ensure!(look["vms"][1]["role"] == role && look["vms"][0]["role"]["name"] == "other", "{look}");
+        host.change(|state| vm_in(state, BUERO)["clustered"] = json!(false))?;
+        ensure!(host.ok("observe", &none())?["vms"][1]["role"].is_null(), "a role that is gone");
+        host.change(|state| vm_in(state, BUERO)["clustered"] = json!(true))?;
+        ensure!(host.ok("observe", &none())?["vms"][1]["role"]["name"] == "Küche", "a role of long ago");
         ensure!(host.ok("survey", &none())?["host"]["cluster"] == "CLU1", "no cluster");
         Ok(())
     });
@@ -161,6 +174,43 @@ fn a_survey_names_every_reason_at_once_and_measures_only_what_runs() {
         let asked =
             host.calls()?.iter().filter(|call| call["given"]["ClassName"] == "Win32_PnPAllocatedResource").count();
         ensure!(asked == 1, "{asked}");
+        Ok(())
+    });
+}
+
+/// What a device says of itself comes from its firmware: nonsense hides no other device, and not even this one.
+#[test]
+fn nonsense_of_one_device_does_not_break_a_survey() {
+    on("nonsense", &usual(), |host| {
+        let whole = host.ok("survey", &none())?;
+        let odd = [
+            json!("lots"),
+            json!(-1),
+            json!(18_446_744_073_709_551_615_u64),
+            json!([1, 2]),
+            json!({ "a": 1 }),
+            json!(true),
+            json!(1.5),
+            json!(""),
+        ];
+        for value in odd {
+            let mut state = usual();
+            let properties = &mut at(&mut state, A16[0])["properties"];
+            for name in
+                ["BarTypes", "InterruptSupport", "InterruptMessageMaximum", "NumaNode", "DeviceType", "SubClass"]
+            {
+                properties[name] = value.clone();
+            }
+            host.set(&state)?;
+            let survey = host.ok("survey", &none())?;
+            ensure!(survey["unknown"] == json!([]) && survey["host"] == whole["host"], "{value}: {survey}");
+            let [of, others] = [&survey, &whole].map(|survey| {
+                let devices = survey["devices"].as_array().cloned().unwrap_or_default();
+                devices.into_iter().partition::<Vec<_>, _>(|device| device["location_path"] == A16[0])
+            });
+            ensure!(of.1 == others.1 && of.0.len() == 1, "{value}: {survey}");
+            ensure!(of.0[0]["windows"] == others.0[0]["windows"], "{value}: {survey}");
+        }
         Ok(())
     });
 }

@@ -157,7 +157,7 @@ fn hostile_arguments_reach_no_cmdlet_that_acts() {
         ("stop-vm", &stop),
         ("configure-vm", &configure),
         ("detach-stale", &json!({ "vm": UBUNTU, "records": 1 })),
-        ("make-standalone", &json!({ "vm": UBUNTU, "allow": true })),
+        ("make-standalone", &json!({ "vm": UBUNTU, "allow": true, "role": "ubuntu" })),
         ("guest-addresses", &vm),
     ];
     on("hostile arguments", &usual(), |host| {

@@ -66,7 +66,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         scenario(
             "make-standalone",
             "make-standalone",
-            &json!({ "vm": UBUNTU, "allow": true }),
+            &json!({ "vm": UBUNTU, "allow": true, "role": "ubuntu" }),
             "Remove-ClusterGroup",
             0,
             with(usual(), |state| {

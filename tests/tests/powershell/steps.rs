@@ -55,7 +55,7 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
     let both = json!({ "vm": UBUNTU, "location_path": A2[0] });
     let settings = json!({ "vm": UBUNTU, "settings": for_devices() });
     let for_placing = json!({ "vm": UBUNTU, "settings": for_devices(), "for_devices": true });
-    let allow = |allow| json!({ "vm": UBUNTU, "allow": allow });
+    let allow = |allow| json!({ "vm": UBUNTU, "allow": allow, "role": "ubuntu" });
     on("refusals", &usual(), |host| {
         let mut refused = |state: &Value, op: &str, args: &Value, kind: &str, words: &str| {
             refused(host, state, op, args, kind, words)
@@ -97,7 +97,12 @@ fn what_would_do_harm_is_refused_before_anything_is_touched() {
         }
         refused(&paused, "stop-vm", &json!({ "vm": UBUNTU, "how": "ShutDown" }), "Refused", "cannot be asked")?;
         refused(&stale, "detach-stale", &json!({ "vm": UBUNTU, "records": 1 }), "Refused", "2 records")?;
-        refused(&clustered, "make-standalone", &allow(false), "Refused", "does not allow")
+        refused(&clustered, "make-standalone", &allow(false), "Refused", "does not allow")?;
+        let nameless = json!({ "vm": UBUNTU, "allow": true });
+        refused(&clustered, "make-standalone", &nameless, "Invalid", "must be the name of a role")?;
+        // Another than the one that was written down; nobody could make it one again.
+        let other = json!({ "vm": UBUNTU, "allow": true, "role": "Ubuntu" });
+        refused(&clustered, "make-standalone", &other, "Refused", "not the one that was seen before")
     });
 }
 
@@ -226,7 +231,7 @@ fn a_vm_that_vanishes_with_its_role_is_told() {
     let mut state = usual();
     state["cluster"] = json!("CLU1");
     vm_in(&mut state, UBUNTU)["clustered"] = json!(true);
-    let args = json!({ "vm": UBUNTU, "allow": true });
+    let args = json!({ "vm": UBUNTU, "allow": true, "role": "ubuntu" });
     on("roles", &state, |host| {
         let mut gone = state.clone();
         habits(&mut gone, &["role-takes-the-vm"]);
@@ -248,7 +253,7 @@ fn a_role_that_holds_more_than_its_vm_is_left_alone() {
     let mut state = usual();
     state["cluster"] = json!("CLU1");
     vm_in(&mut state, UBUNTU)["clustered"] = json!(true);
-    let args = json!({ "vm": UBUNTU, "allow": true });
+    let args = json!({ "vm": UBUNTU, "allow": true, "role": "ubuntu" });
     on("roles that hold more", &state, |host| {
         for more in [
             json!({ "name": "Cluster Disk 2", "type": "Physical Disk" }),

@@ -52,6 +52,24 @@ pub(crate) fn read(path: &[&str]) -> Table {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
+/// The one block that runs what a value says: a program of the node's settings in a guest, with its words as arguments. Nothing
+/// in it is put together from text, and nothing but this may be in its place.
+const RUNS_IN_GUEST: &str = "{
+            param([string] $exe, [string[]] $arguments)
+            $ErrorActionPreference = 'Continue'
+            @{ berth = 'begins' }
+            # A shell's code for what it cannot start.
+            $code = 127
+            try {
+                # In a pipeline a program with a window is waited for, too.
+                & $exe @arguments 2>&1 | Where-Object { $null -ne $_ }
+                $code = $LASTEXITCODE
+            } catch {
+                [string]$_
+            }
+            @{ berth = 'ended'; code = $code }
+        }";
+
 /// One argument of a command: the parameter it follows, if any, and itself, if any.
 struct Argument<'t> {
     parameter: Option<String>,
@@ -115,12 +133,19 @@ impl<'a> Checker<'a> {
         self.found.push(format!("{line}: {what}: {text}"));
     }
 
+    /// Whether a node is in the one block that may run what a value says.
+    fn in_guest(&self, node: Node<'_>) -> bool {
+        std::iter::successors(node.parent(), Node::parent)
+            .any(|up| up.kind() == "script_block_expression" && self.of(up) == RUNS_IN_GUEST)
+    }
+
     fn node(&mut self, node: Node<'_>) {
         if node.is_error() || node.is_missing() {
             self.say(node, "does not parse");
         }
         match node.kind() {
             "command" => self.command(node),
+            "command_invokation_operator" | "merging_redirection_operator" if self.in_guest(node) => {}
             "command_invokation_operator" => self.say(node, "runs what a value says"),
             "type_literal" => {
                 let name = self.of(node).trim_start_matches('[');
@@ -153,7 +178,9 @@ impl<'a> Checker<'a> {
                     self.say(node, "writes into a file");
                 }
             }
-            "variable" if self.of(node).starts_with('@') => self.say(node, "hides its parameters"),
+            "variable" if self.of(node).starts_with('@') && !self.in_guest(node) => {
+                self.say(node, "hides its parameters")
+            }
             "variable" if self.of(node).eq_ignore_ascii_case("$ExecutionContext") => {
                 self.say(node, "leads to running text")
             }
@@ -223,6 +250,12 @@ impl<'a> Checker<'a> {
                 self.say(node, &format!("-{parameter} must be given as ({check} …)"));
             }
         }
+        if given.contains("ArgumentList") {
+            let block = arguments.iter().find(|argument| argument.parameter.as_deref() == Some("ScriptBlock"));
+            if block.and_then(|block| block.value).is_none_or(|value| self.of(value) != RUNS_IN_GUEST) {
+                self.say(node, "arguments for another block than the one that runs a program in a guest");
+            }
+        }
         let stops = arguments.iter().any(|argument| {
             argument.parameter.as_deref() == Some("ErrorAction") && argument.value.is_some_and(|v| self.of(v) == "Stop")
         });
@@ -289,6 +322,19 @@ fn the_checker_finds_each_kind_of_violation() {
         ("\"$(Invoke-Expression $x)\"", Some("command is not in the table")),
         ("@(1) | % { $_ }", Some("command is not in the table")),
         ("& $x", Some("runs what a value says")),
+        (
+            "Invoke-Command -VMId (Confirm-VmId $i) -Credential $c -ErrorAction Stop -ScriptBlock { & $exe }",
+            Some("runs what a value says"),
+        ),
+        (
+            "Invoke-Command -VMId (Confirm-VmId $i) -Credential $c -ErrorAction Stop -ArgumentList $x -ScriptBlock { 1 }",
+            Some("arguments for another block"),
+        ),
+        (
+            "Invoke-Command -VMId (Confirm-VmId $i) -Credential $c -ErrorAction Stop -ArgumentList $x -ScriptBlock $y",
+            Some("arguments for another block"),
+        ),
+        ("Receive-Job -Job $job -ErrorAction Stop", Some("-Job must be given as (Confirm-GuestJob …)")),
         ("& 'Get-VM'", Some("runs what a value says")),
         (". $file", Some("runs what a value says")),
         ("[scriptblock]::Create($x)", Some("type is not in the table")),

@@ -4,7 +4,7 @@ use super::{Kill, Windows};
 use berth_node_agent::driver::hyperv::script;
 use berth_node_agent::driver::sim::StepFault;
 use berth_tests::hyperv::site::{NODE, listed};
-use berth_tests::hyperv::{A2, A16, BUERO, UBUNTU, fault, habits, usual, vm_in};
+use berth_tests::hyperv::{A2, A16, BUERO, PLACING, RELEASING, UBUNTU, fault, habits, hang_in_each_step, usual, vm_in};
 use serde_json::json;
 
 #[test]
@@ -70,15 +70,7 @@ fn a_cmdlet_that_hangs_is_ended_at_its_deadline_and_a_killed_powershell_is_repla
 fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Result<()> {
     let before = usual();
     let mut state = before.clone();
-    let placing =
-        ["Set-VM", "Disable-PnpDevice", "Dismount-VMHostAssignableDevice", "Add-VMAssignableDevice", "Start-VM"];
-    let releasing = ["Stop-VM", "Remove-VMAssignableDevice", "Mount-VMHostAssignableDevice", "Enable-PnpDevice"];
-    for (at, command) in placing.iter().chain(&releasing).enumerate() {
-        // Every second one takes effect all the same.
-        fault(&mut state, command, &StepFault::Hangs { effect: at % 2 == 1 }, 0);
-    }
-    // In the middle of giving the settings back, too: the agent must still know what they were.
-    fault(&mut state, "Set-VM", &StepFault::Hangs { effect: true }, 8);
+    hang_in_each_step(&mut state);
     let Some(mut site) = Windows::new("the Windows agent, killed at each step", &state)? else { return Ok(()) };
     let mut ways = [Kill::Signal, Kill::TerminateProcess].into_iter().cycle();
     let mut kill = |site: &mut Windows| -> anyhow::Result<()> {
@@ -87,13 +79,13 @@ fn an_agent_that_is_killed_at_any_step_goes_on_where_the_host_is() -> anyhow::Re
     };
     site.start_agent()?;
     site.place("one", UBUNTU, "1", &["--model", "A2"])?;
-    for command in placing {
+    for command in PLACING {
         site.wait_hanging(command, 1)?;
         kill(&mut site)?;
     }
     site.wait_active("one")?;
     site.ok(&["release", "one"])?;
-    for (command, times) in releasing.into_iter().map(|command| (command, 1)).chain([("Set-VM", 2)]) {
+    for (command, times) in RELEASING {
         site.wait_hanging(command, times)?;
         kill(&mut site)?;
     }

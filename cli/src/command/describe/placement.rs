@@ -228,9 +228,13 @@ fn history(placement: &v1::Placement, style: Style) -> Table {
             Some(v1::note::What::Installed(run)) if !run.output.is_empty() => {
                 format!("{}; it said:\n{}", note.text, run.output)
             }
-            Some(v1::note::What::Installed(_) | v1::note::What::Forced(_) | v1::note::What::Adopted(_)) | None => {
-                note.text.clone()
-            }
+            Some(
+                v1::note::What::Installed(_)
+                | v1::note::What::Forced(_)
+                | v1::note::What::Adopted(_)
+                | v1::note::What::RoleRemoved(_),
+            )
+            | None => note.text.clone(),
         };
         grid.add_row([Cell::new(ago(note.at.as_ref(), style)), Cell::new(what)]);
     }
@@ -241,7 +245,7 @@ fn history(placement: &v1::Placement, style: Style) -> Table {
 fn adoption(placement: &v1::Placement) -> Option<&v1::Adoption> {
     placement.history.iter().find_map(|note| match &note.what {
         Some(v1::note::What::Adopted(adoption)) => Some(adoption),
-        Some(v1::note::What::Forced(_) | v1::note::What::Installed(_)) | None => None,
+        Some(v1::note::What::Forced(_) | v1::note::What::Installed(_) | v1::note::What::RoleRemoved(_)) | None => None,
     })
 }
 

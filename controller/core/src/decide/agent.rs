@@ -1,13 +1,13 @@
 //! What agents say: that they are there, what they see, how work goes.
 
 use super::draft::Draft;
-use super::{Brain, ForcedFor};
+use super::{Brain, ForcedFor, RoleRemovedFor};
 use crate::condition;
 use crate::desired;
 use crate::lifecycle::Event;
 use crate::world::{Gpu, Link, Node, View};
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu, QuarantineReason, Verdict};
-use berth_model::history::{Forced, MAX_NOTES, Note, Noted};
+use berth_model::history::{ClusterRole, Forced, MAX_NOTES, Note, Noted};
 use berth_model::install::Install;
 use berth_model::inventory::{Hello, InventoryReport, Listing, MAX_GPUS_PER_NODE};
 use berth_model::node::HostFacts;
@@ -206,7 +206,7 @@ impl Brain {
     }
 
     pub(super) fn progress(&mut self, draft: &mut Draft, node: &NodeName, progress: Progress) {
-        let Progress { generation, uid, report, forced, install } = progress;
+        let Progress { generation, uid, report, forced, install, removed_role } = progress;
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
         if self.world.node(node).is_some_and(|node| node.is_stranger()) {
@@ -217,6 +217,7 @@ impl Brain {
             let name = placement.name().clone();
             self.note_forced(draft, node, &name, forced);
             self.note_install(draft, &name, install);
+            self.note_role(draft, node, &name, removed_role);
         }
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
@@ -274,6 +275,24 @@ impl Brain {
         }
         let mut placement = Placement::clone(&placement);
         placement.history.push(Noted { at: draft.now, what: Note::Installed(install) });
+        self.put(draft, placement);
+    }
+
+    /// Keeps which clustered role was removed, if that is new: an agent tells it again and again.
+    fn note_role(&mut self, draft: &mut Draft, node: &NodeName, name: &PlacementName, role: Option<ClusterRole>) {
+        let (Some(placement), Some(role)) = (self.world.placement(name).cloned(), role) else { return };
+        if placement.removed_role() == Some(&role) || placement.history.len() >= MAX_NOTES {
+            return;
+        }
+        let mut placement = Placement::clone(&placement);
+        placement.history.push(Noted { at: draft.now, what: Note::RoleRemoved(role.clone()) });
+        draft.removed_roles.push(RoleRemovedFor {
+            node: node.clone(),
+            placement: name.clone(),
+            uid: placement.uid.clone(),
+            caller: placement.caller.clone(),
+            role,
+        });
         self.put(draft, placement);
     }
 }

@@ -3,7 +3,7 @@
 //! Changes are found by comparing each touched placement with what it was before the decision, so that however many
 //! transitions one input causes, each record is written once.
 
-use super::{Brain, Change, Claimed, Decision, ForcedFor, node_to_store};
+use super::{Brain, Change, Claimed, Decision, ForcedFor, RoleRemovedFor, node_to_store};
 use crate::desired;
 use crate::lifecycle::{self, Event};
 use crate::world::vm_key;
@@ -33,6 +33,7 @@ pub(super) struct Draft {
     pub(super) answer: Option<PlacementName>,
     /// Uses of force that were learned of.
     pub(super) forced: Vec<ForcedFor>,
+    pub(super) removed_roles: Vec<RoleRemovedFor>,
 }
 
 impl Draft {
@@ -46,6 +47,7 @@ impl Draft {
             touched: BTreeSet::new(),
             answer: None,
             forced: Vec::new(),
+            removed_roles: Vec::new(),
         }
     }
 
@@ -150,6 +152,7 @@ impl Brain {
             touched: draft.touched,
             nodes: draft.nodes,
             forced: draft.forced,
+            removed_roles: draft.removed_roles,
         }
     }
 

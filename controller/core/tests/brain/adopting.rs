@@ -5,7 +5,7 @@ use super::*;
 use berth_core::adopt::{Naming, candidates};
 use berth_core::decide::Adopt;
 use berth_core::drift;
-use berth_model::history::{Adoption, Forced, Note};
+use berth_model::history::{Adoption, ClusterRole, Forced, Note};
 use berth_model::install::{Install, InstallEnd, InstallOutput};
 use berth_model::request::{ReturnTo, VerifyLevel};
 use berth_model::vm::VmSelector;
@@ -330,7 +330,8 @@ fn each_use_of_force_is_kept_once_and_told_once() {
     let forced = |slot| Forced { step: StepKind::Dismount, device: address(slot) };
     let tell = |f: &mut Fixture, generation, forced: Vec<Forced>| {
         let report = StepReport::Working { step: StepKind::Dismount, attempt: 1, last_error: None };
-        let progress = Box::new(Progress { generation, uid: uid.clone(), report, forced, install: None });
+        let progress =
+            Box::new(Progress { generation, uid: uid.clone(), report, forced, install: None, removed_role: None });
         f.input(Input::Progress { node: node_name("n1"), progress })
     };
     let told = tell(&mut f, 1, vec![forced(0)]);
@@ -342,6 +343,33 @@ fn each_use_of_force_is_kept_once_and_told_once() {
     let notes: Vec<_> = f.get("p").history.iter().map(|noted| noted.what.clone()).collect();
     assert_eq!(notes, [Note::Forced(forced(0)), Note::Forced(forced(7))]);
     assert!(tell(&mut f, 1, vec![forced(0), forced(7)]).changes.is_empty(), "what is known costs nothing");
+}
+
+#[test]
+fn a_removed_role_is_kept_once_and_told_once() {
+    let mut f = Fixture::with_node(1);
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    f.create(request("p", "web", 1)).unwrap();
+    let uid = f.get("p").uid.clone();
+    let role = ClusterRole { name: "web".parse().unwrap(), owner: "NODE1".parse().ok(), priority: Some(2000) };
+    let tell = |f: &mut Fixture, role: Option<ClusterRole>| {
+        let report = StepReport::Working { step: StepKind::StopVm, attempt: 1, last_error: None };
+        let progress =
+            Progress { generation: 1, uid: uid.clone(), report, forced: Vec::new(), install: None, removed_role: role };
+        f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) })
+    };
+    assert!(tell(&mut f, None).removed_roles.is_empty());
+    let told = tell(&mut f, Some(role.clone())).removed_roles;
+    assert_eq!((told.len(), told[0].caller.as_str(), &told[0].role), (1, "tester", &role));
+    assert!(tell(&mut f, Some(role.clone())).changes.is_empty(), "what is known costs nothing");
+    let notes: Vec<_> = f.get("p").history.iter().map(|noted| noted.what.to_string()).collect();
+    assert_eq!(
+        notes,
+        [
+            "the VM's clustered role \"web\" was removed; it was owned by NODE1, of priority 2000; Berth does not make it again: \
+          after the release, Add-ClusterVirtualMachineRole -VMId … -Name …"
+        ]
+    );
 }
 
 /// The sound function of the card is in another VM: a release would pull the card from under it.
@@ -368,7 +396,8 @@ fn what_was_run_in_a_guest_is_kept_once_and_again_when_more_is_known_of_it() {
         Some(Install { command: "nvidia".parse().unwrap(), end, output: InstallOutput::of(b"no kernel headers") })
     };
     let tell = |f: &mut Fixture, generation, report, install| {
-        let progress = Progress { generation, uid: uid.clone(), report, forced: Vec::new(), install };
+        let progress =
+            Progress { generation, uid: uid.clone(), report, forced: Vec::new(), install, removed_role: None };
         f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) })
     };
     let works = |step| StepReport::Working { step, attempt: 1, last_error: None };

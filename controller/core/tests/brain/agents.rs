@@ -10,7 +10,14 @@ fn an_old_satisfied_does_not_release() {
     let uid = f.get("p1").uid.clone();
     let attached = f.brain.desired(&node_name("n1")).unwrap().generation;
     f.release("p1");
-    let late = Progress { generation: attached, uid, report: StepReport::Satisfied, forced: Vec::new(), install: None };
+    let late = Progress {
+        generation: attached,
+        uid,
+        report: StepReport::Satisfied,
+        forced: Vec::new(),
+        install: None,
+        removed_role: None,
+    };
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(late.clone()) });
     assert_eq!(f.get("p1").phase.name(), "Releasing", "it said that the GPU is attached, not that it is back");
     let foreign = Progress { generation: 99, ..late };
@@ -31,7 +38,14 @@ fn what_an_agent_did_for_a_later_wish_than_the_store_remembers_is_no_answer_to_t
     let report = StepReport::Satisfied;
     f.input(Input::Progress {
         node: node_name("n1"),
-        progress: Box::new(Progress { generation: 7, uid, report, forced: Vec::new(), install: None }),
+        progress: Box::new(Progress {
+            generation: 7,
+            uid,
+            report,
+            forced: Vec::new(),
+            install: None,
+            removed_role: None,
+        }),
     });
     f.check(expect![[r#"
         p1 Preparing n1/PCIROOT(0)#PCI(0000)
@@ -86,6 +100,7 @@ fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
         report: StepReport::Satisfied,
         forced: Vec::new(),
         install: None,
+        removed_role: None,
     };
     assert_eq!(f.input(Input::Progress { node: node_name("n1"), progress: Box::new(answer) }).changes, []);
 
@@ -111,7 +126,14 @@ fn a_report_about_a_wish_that_was_never_made_is_no_answer() {
     let report = StepReport::Satisfied;
     f.input(Input::Progress {
         node: node_name("n1"),
-        progress: Box::new(Progress { generation: 2, uid, report, forced: Vec::new(), install: None }),
+        progress: Box::new(Progress {
+            generation: 2,
+            uid,
+            report,
+            forced: Vec::new(),
+            install: None,
+            removed_role: None,
+        }),
     });
     assert_eq!(f.get("p1").phase.name(), "Preparing");
 }

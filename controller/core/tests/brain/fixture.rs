@@ -252,7 +252,14 @@ impl Fixture {
         let generation = self.brain.desired(&node_name("n1")).unwrap().generation;
         self.input(Input::Progress {
             node: node_name("n1"),
-            progress: Box::new(Progress { generation, uid, report, forced: Vec::new(), install: None }),
+            progress: Box::new(Progress {
+                generation,
+                uid,
+                report,
+                forced: Vec::new(),
+                install: None,
+                removed_role: None,
+            }),
         });
     }
 

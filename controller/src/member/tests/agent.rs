@@ -106,6 +106,7 @@ impl Node {
                             report: Some(v1::progress::Report::Satisfied(v1::progress::Satisfied {})),
                             forced: Vec::new(),
                             install: None,
+                            removed_role: None,
                         }))?;
                     }
                     wish = Some(desired);

@@ -61,7 +61,7 @@ pub(crate) fn fresh_settings() -> VmSettings {
 
 pub(crate) fn vm_view(vm: &str, state: VmState) -> VmView {
     let vm = ObservedVm { id: id(vm), name: "vm".parse().unwrap(), state, clustered: false, devices: Vec::new() };
-    VmView { vm, settings: fresh_settings(), saved_checkpoints: 0, guest: None }
+    VmView { vm, settings: fresh_settings(), saved_checkpoints: 0, role: None, guest: None }
 }
 
 /// The A2 with an audio function in the host's hands, the VM off.
@@ -596,6 +596,11 @@ fn whole_way(desired: &DesiredPlacement, view: &mut HostView, memory: &mut Memor
                 if let Step::ConfigureVm { vm, .. } = &step {
                     memory.original.entry(vm.clone()).or_insert_with(|| view.vms[vm].settings.clone());
                 }
+                if let (Intent::Attached, Step::Disable { address } | Step::Dismount { address }) =
+                    (desired.intent, &step)
+                {
+                    memory.take(address, desired, view);
+                }
                 steps.push(step.to_string());
                 carry_out(view, &step);
                 assert!(steps.len() < 100, "does not end: {steps:?}");
@@ -651,6 +656,60 @@ fn the_whole_way_there_and_back_leaves_no_trace() {
     assert_eq!(view.gpus, before.gpus);
     assert_eq!(view.companions, before.companions);
     assert_eq!(vm_of(&mut view).settings, fresh_settings());
+}
+
+#[test]
+fn what_was_disabled_before_is_disabled_afterwards() {
+    let disabled = || GpuState::Host { driver: HostDriver::Disabled };
+    for before in [vec![AUDIO], vec![GPU], vec![GPU, AUDIO]] {
+        let (mut view, mut memory) = (view(), Memory::default());
+        before.iter().for_each(|function| set_state(&mut view, function, disabled()));
+        let start = view.clone();
+        whole_way(&desired(Intent::Attached), &mut view, &mut memory);
+        whole_way(&desired(Intent::Detached), &mut view, &mut memory);
+        assert_eq!((&view.gpus, &view.companions), (&start.gpus, &start.companions), "{before:?}");
+        memory.forget_cards(&desired(Intent::Detached), &view);
+        assert!(memory.taken.is_empty(), "{before:?}");
+    }
+    // However it comes out of the pool.
+    check_from(
+        view(),
+        Intent::Detached,
+        |v, d, m| {
+            set_state(v, AUDIO, disabled());
+            m.take(&at(GPU), d, v);
+            set_state(v, AUDIO, GpuState::Host { driver: HostDriver::Bound });
+        },
+        expect!["do Disable PCIROOT(20)#PCI(0300)#PCI(0001)"],
+    );
+    // What was enabled is never disabled for a release.
+    let refused =
+        safety::check(&Step::Disable { address: at(GPU) }, &desired(Intent::Detached), &view(), &Memory::default());
+    assert_eq!(refused, Err(Violation::NotWanted));
+}
+
+/// A card that stays in the pool keeps what it was until somebody gives it back to the host.
+#[test]
+fn what_a_pooled_card_was_is_known_to_whoever_takes_it_next() {
+    let second =
+        |intent| DesiredPlacement { uid: "00000000-0000-4000-8000-000000000002".parse().unwrap(), ..desired(intent) };
+    let (mut view, mut memory) = (view(), Memory::default());
+    set_state(&mut view, AUDIO, GpuState::Host { driver: HostDriver::Disabled });
+    let start = view.clone();
+    whole_way(&desired(Intent::Attached), &mut view, &mut memory);
+    let to_pool = DesiredPlacement { return_to: ReturnTo::Pool, ..desired(Intent::Detached) };
+    whole_way(&to_pool, &mut view, &mut memory);
+    memory.forget_cards(&to_pool, &view);
+    whole_way(&second(Intent::Attached), &mut view, &mut memory);
+    whole_way(&second(Intent::Detached), &mut view, &mut memory);
+    memory.forget_cards(&second(Intent::Detached), &view);
+    assert_eq!((&view.gpus, &view.companions), (&start.gpus, &start.companions));
+    // Somebody enabled it meanwhile: that is what it is from then on.
+    set_state(&mut view, AUDIO, GpuState::Host { driver: HostDriver::Bound });
+    let start = view.clone();
+    whole_way(&desired(Intent::Attached), &mut view, &mut memory);
+    whole_way(&desired(Intent::Detached), &mut view, &mut memory);
+    assert_eq!(view.companions, start.companions);
 }
 
 /// Undo from every point on the way: after each step the wish turns, and everything must come back.

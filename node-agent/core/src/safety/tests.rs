@@ -13,7 +13,7 @@ fn every_step() -> Vec<Step> {
     for vm in [VM, OTHER_VM].map(id) {
         let settings = wanted_settings(&fresh_settings(), &[]);
         steps.extend([
-            Step::MakeStandalone { vm: vm.clone() },
+            Step::MakeStandalone { vm: vm.clone(), role: None },
             Step::StopVm { vm: vm.clone() },
             Step::ConfigureVm { vm: vm.clone(), settings: settings.clone() },
             Step::StartVm { vm: vm.clone() },

@@ -159,7 +159,7 @@ impl Job {
     /// How it stands, as a report; none for what is only watched.
     pub(super) fn standing(&self, uid: &PlacementUid, generation: u64) -> Option<Progress> {
         let report = self.report.clone().filter(|_| self.desired.intent != Intent::Kept)?;
-        Some(Progress { generation, uid: uid.clone(), report, forced: Vec::new(), install: None })
+        Some(Progress { generation, uid: uid.clone(), report, forced: Vec::new(), install: None, removed_role: None })
     }
 
     /// The report of one that has come to an end.
@@ -188,6 +188,7 @@ impl Job {
             Next::Done => {
                 if self.desired.intent == Intent::Detached {
                     forget_settings(&self.desired, view, memory);
+                    memory.forget_cards(&self.desired, view);
                     let left = left_behind(&self.desired, view, memory);
                     memory.left.extend(left);
                 }
@@ -235,6 +236,13 @@ impl Job {
         {
             memory.original.insert(vm.clone(), seen.settings.clone());
             memory.prepared_for.insert(vm.clone(), self.desired.uid.clone());
+        }
+        if let Step::MakeStandalone { role: Some(role), .. } = &step {
+            memory.roles.insert(self.desired.uid.clone(), role.clone());
+        }
+        if let (Intent::Attached, Step::Disable { address } | Step::Dismount { address }) = (self.desired.intent, &step)
+        {
+            memory.take(address, &self.desired, view);
         }
         let attempt = tried.saturating_add(1);
         let last_error = if tried == 0 { None } else { self.last_error.clone() };

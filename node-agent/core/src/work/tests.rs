@@ -7,6 +7,7 @@ use super::*;
 use crate::observed::StopAction;
 use crate::plan::tests::{AUDIO, GPU, OTHER_VM, VM, at, attach, desired, fresh_settings, id, set_state, view, vm_of};
 use berth_model::gpu::{GpuState, HostDriver};
+use berth_model::history::ClusterRole;
 use berth_model::placement::{StepErrorClass, StepReport};
 use berth_model::request::ReturnTo;
 use berth_model::vm::VmState;
@@ -365,6 +366,70 @@ fn what_is_done_by_force_is_kept_before_it_is_done_and_told_until_the_placement_
     assert_eq!(told(&mut bench), [[forced(GPU), forced(AUDIO)]]);
     bench.work.desire(node(3, vec![]));
     assert!(bench.work.memory().forced.is_empty() && told(&mut bench).is_empty());
+}
+
+#[test]
+fn what_a_card_was_is_kept_before_it_is_touched_and_never_taken_anew() {
+    let mut bench = Bench::new(Intent::Attached);
+    set_state(&mut bench.view, AUDIO, GpuState::Host { driver: HostDriver::Disabled });
+    let sizes: Vec<_> = desired(Intent::Attached).gpus.iter().map(|gpu| gpu.mmio).collect();
+    vm_of(&mut bench.view).settings = crate::plan::wanted_settings(&vm_of(&mut bench.view).settings, &sizes);
+    let start = bench.step();
+    assert_eq!(start.step, Step::Disable { address: at(GPU) });
+    let kept = |bench: &Bench| bench.work.memory().taken[&at(GPU)].disabled.clone();
+    assert_eq!(kept(&bench), [at(AUDIO)].into());
+    // Killed with the effect there: what Berth disabled itself was not so before.
+    set_state(&mut bench.view, GPU, GpuState::Host { driver: HostDriver::Disabled });
+    bench.work = Work::new(bench.work.memory().clone(), Pace::default());
+    bench.work.desire(node(1, vec![desired(Intent::Attached)]));
+    assert_eq!(bench.step().step, Step::Dismount { address: at(GPU) });
+    assert_eq!(kept(&bench), [at(AUDIO)].into());
+    // Undone from there: one is enabled, the other left as it was, and then all of it is forgotten.
+    bench.work = Work::new(bench.work.memory().clone(), Pace::default());
+    bench.work.desire(node(2, vec![desired(Intent::Detached)]));
+    let start = bench.step();
+    assert_eq!(start.step, Step::Enable { address: at(GPU) });
+    set_state(&mut bench.view, GPU, GpuState::Host { driver: HostDriver::Bound });
+    bench.ended(&start, Ok(()));
+    assert_eq!(bench.until_step(Duration::from_secs(60)), None);
+    assert_eq!((bench.last_said(), bench.work.memory().taken.len()), (&StepReport::Satisfied, 0));
+}
+
+#[test]
+fn a_clustered_role_is_kept_before_it_is_removed_and_told_once_it_is_gone() {
+    let mut bench = Bench::new(Intent::Attached);
+    let role = |name: &str| ClusterRole { name: name.parse().unwrap(), owner: None, priority: Some(2000) };
+    let wish = |intent| DesiredPlacement { allow_standalone: true, ..desired(intent) };
+    let uid = wish(Intent::Attached).uid;
+    vm_of(&mut bench.view).vm.clustered = true;
+    vm_of(&mut bench.view).role = Some(role("render"));
+    bench.work.desire(node(2, vec![wish(Intent::Attached)]));
+    let told = |bench: &mut Bench| -> Vec<Option<ClusterRole>> {
+        bench.work.new_session();
+        bench.work.next(bench.now).progress.into_iter().map(|progress| progress.removed_role).collect()
+    };
+    let start = bench.step();
+    assert_eq!(start.step, Step::MakeStandalone { vm: id(VM), role: Some(role("render")) });
+    assert_eq!(bench.work.memory().roles[&uid], role("render"));
+    assert_eq!(told(&mut bench), [None], "it is not removed yet");
+    // It was called otherwise meanwhile: what is removed in the end is what is kept.
+    vm_of(&mut bench.view).role = Some(role("render 2"));
+    bench.ended(&start, Err(failed("another role")));
+    let start = bench.step();
+    assert_eq!(bench.work.memory().roles[&uid], role("render 2"));
+    vm_of(&mut bench.view).vm.clustered = false;
+    vm_of(&mut bench.view).role = None;
+    bench.ended(&start, Ok(()));
+    assert_eq!(bench.step().step.kind(), StepKind::ConfigureVm);
+    assert_eq!(told(&mut bench), [Some(role("render 2"))]);
+    // An agent that was killed knows it still, until the placement is gone.
+    bench.work = Work::new(bench.work.memory().clone(), Pace::default());
+    bench.work.desire(node(3, vec![wish(Intent::Kept)]));
+    assert!(bench.work.next(bench.now).look);
+    bench.work.looked(Ok(bench.view.clone()), bench.now);
+    assert_eq!(told(&mut bench), [Some(role("render 2"))]);
+    bench.work.desire(node(4, vec![]));
+    assert!(bench.work.memory().roles.is_empty());
 }
 
 #[test]

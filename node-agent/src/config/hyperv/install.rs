@@ -1,6 +1,6 @@
 //! Settings of driver-install commands: only from a file, for each is a table of its own.
 
-use crate::driver::guest::install::{Command, bad_linux};
+use crate::driver::guest::install::{Command, bad_linux, bad_windows};
 use berth_model::CommandName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -10,7 +10,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
-    linux: Vec<String>,
+    linux: Option<Vec<String>>,
+    windows: Option<Vec<String>>,
     seconds: Option<u32>,
 }
 
@@ -31,10 +32,16 @@ pub(super) fn commands(
         bad("hyperv.guest.install", format!("{} commands, at most {MOST} are allowed", entries.len()));
     }
     let mut commands = BTreeMap::new();
-    for (name, Entry { linux, seconds }) in entries {
+    for (name, Entry { linux, windows, seconds }) in entries {
         let setting = format!("hyperv.guest.install.{name}");
-        if let Some(why) = bad_linux(linux) {
+        if linux.is_none() && windows.is_none() {
+            bad(&setting, "names nothing to run: linux, windows or both must be there".to_owned());
+        }
+        if let Some(why) = linux.as_deref().and_then(bad_linux) {
             bad(&format!("{setting}.linux"), why);
+        }
+        if let Some(why) = windows.as_deref().and_then(bad_windows) {
+            bad(&format!("{setting}.windows"), why);
         }
         let seconds = seconds.unwrap_or(SECONDS);
         if !(1..=MOST_SECONDS).contains(&seconds) {
@@ -43,7 +50,7 @@ pub(super) fn commands(
         match name.parse() {
             Ok(name) => {
                 let limit = Duration::from_secs(seconds.into());
-                commands.insert(name, Command { linux: linux.clone(), limit });
+                commands.insert(name, Command { linux: linux.clone(), windows: windows.clone(), limit });
             }
             Err(error) => bad(&setting, format!("{error}")),
         }
@@ -65,9 +72,12 @@ mod tests {
 
     #[test]
     fn commands_are_read_with_their_limits() {
-        let (commands, problems) =
-            read("[nvidia]\nlinux = [\"sudo\", \"-n\", \"/x\"]\nseconds = 900\n[amd]\nlinux = [\"/y\"]\n");
+        let (commands, problems) = read(
+            "[nvidia]\nlinux = [\"sudo\", \"-n\", \"/x\"]\nseconds = 900\n[amd]\nwindows = ['C:\\x y\\setup.exe', '/s']\n",
+        );
         assert_eq!(problems, "");
+        let amd = &commands[&"amd".parse::<CommandName>().unwrap()];
+        assert_eq!((amd.linux.is_none(), amd.windows.as_ref().map(Vec::len)), (true, Some(2)));
         let names: Vec<_> = commands.iter().map(|(name, command)| (name.as_str(), command.limit.as_secs())).collect();
         assert_eq!(names, [("amd", 600), ("nvidia", 900)]);
     }
@@ -78,9 +88,12 @@ mod tests {
             hyperv.guest.install.a b: command name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
             hyperv.guest.install.c.seconds: 0 is not from 1 to 3600
             hyperv.guest.install.d.linux: 0 words are not from 1 to 32: a program and its arguments
+            hyperv.guest.install.e: names nothing to run: linux, windows or both must be there
+            hyperv.guest.install.f.windows: "setup.exe" is no program by its whole path (C:\\…\\x.exe)
         "#]]
-        .assert_eq(&read("[\"a b\"]\nlinux = [\"x\"]\n[c]\nlinux = [\"x\"]\nseconds = 0\n[d]\nlinux = []\n").1);
-        for bad in ["[a]\nscript = \"x\"\n", "[a]\nlinux = [\"x\"]\nuser = \"root\"\n", "[a]\nseconds = 9\n"] {
+        .assert_eq(&read("[\"a b\"]\nlinux = [\"x\"]\n[c]\nlinux = [\"x\"]\nseconds = 0\n[d]\nlinux = []\n\
+                    [e]\nseconds = 9\n[f]\nwindows = [\"setup.exe\"]\n").1);
+        for bad in ["[a]\nscript = \"x\"\n", "[a]\nlinux = [\"x\"]\nuser = \"root\"\n"] {
             assert!(toml::from_str::<BTreeMap<String, Entry>>(bad).is_err(), "{bad}");
         }
         assert!(toml::from_str::<BTreeMap<String, Entry>>("[a]\nlinux = \"sh -c x\"\n").is_err());

@@ -15,7 +15,9 @@ use tokio::process::ChildStdout;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     /// In Linux guests: the program and its arguments, by the user that guests are logged in to as.
-    pub linux: Vec<String>,
+    pub linux: Option<Vec<String>>,
+    /// In Windows guests: the program by its whole path, and its arguments, by the account of the credential for guests.
+    pub windows: Option<Vec<String>>,
     /// How long it may take, connecting included.
     pub limit: Duration,
 }
@@ -40,6 +42,26 @@ pub fn bad_linux(words: &[String]) -> Option<String> {
         let program = words.first()?;
         // A dash would be an option of whatever starts it; an assignment would be none of a program's names.
         (program.starts_with('-') || program.contains('=')).then(|| format!("{program:?} is no name of a program"))
+    })
+}
+
+/// What is wrong with a command for Windows guests, if anything. Windows PowerShell 5.1 hands words to a program as they are, in
+/// quotation marks where there is a blank, except that it does not escape any: a quotation mark in a word, or a backslash before
+/// the one that it adds, would come out as something else (about_Parsing, "passing arguments that contain quote characters").
+pub fn bad_windows(words: &[String]) -> Option<String> {
+    bad_words(words).or_else(|| {
+        let program = words.first()?;
+        let mut start = program.chars();
+        let drive = start.next().is_some_and(|c| c.is_ascii_alphabetic()) && start.next() == Some(':');
+        let whole = drive && start.next() == Some('\\') && program.to_ascii_lowercase().ends_with(".exe");
+        if !whole || program.contains(['/', '"', '<', '>', '|', '?', '*', '[', ']', '`']) {
+            return Some(format!("{program:?} is no program by its whole path (C:\\…\\x.exe)"));
+        }
+        let bad = |word: &&String| word.contains('"') || (word.contains(char::is_whitespace) && word.ends_with('\\'));
+        let bad = words.iter().find(bad)?;
+        Some(format!(
+            "{bad:?} would not be handed on as it is: it has a quotation mark, or a blank and a backslash at its end"
+        ))
     })
 }
 
@@ -203,6 +225,36 @@ mod tests {
             assert!(bad_linux(&words(bad)).is_some(), "{bad:?}");
         }
         assert!(bad_linux(&vec!["x".to_owned(); 33]).is_some());
+    }
+
+    #[test]
+    fn a_windows_command_is_a_program_and_words_that_come_out_as_they_went_in() {
+        for good in [
+            &[r"C:\Windows\System32\pnputil.exe", "/add-driver", r"C:\d\*.inf", "/install"][..],
+            &[r"d:\NVIDIA 550\Setup.EXE", "-s", "it's $(x); `y`", "%PATH%", r"C:\no blank\x", r"C:\end\"],
+        ] {
+            assert_eq!(bad_windows(&words(good)), None, "{good:?}");
+        }
+        let programs = [
+            "setup.exe",
+            r"\x\setup.exe",
+            r"\\server\share\setup.exe",
+            r"C:setup.exe",
+            r"C:\x\setup.msi",
+            r"C:\x\a.ps1",
+            r"C:\x\*.exe",
+            r"C:/x/setup.exe",
+            "Restart-Computer",
+            "-x.exe",
+            r"C:\x[1]\a.exe",
+        ];
+        for program in programs {
+            assert!(bad_windows(&words(&[program])).is_some(), "{program}");
+        }
+        for word in ["", "a\"b", "a b\\", "a\tb", "a\nb"] {
+            assert!(bad_windows(&words(&[r"C:\x.exe", word])).is_some(), "{word:?}");
+        }
+        assert!(bad_windows(&[]).is_some());
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod guest;
 mod look;
 mod survey;
 
-pub(super) use guest::{GuestAddresses, GuestLook};
+pub(super) use guest::{GuestAddresses, GuestInstall, GuestLook};
 pub(super) use look::{Function, InstanceId, Listed, Look, Pooled, Vm};
 pub(super) use survey::{Device, HostWords, Policy, Survey};
 
@@ -218,6 +218,13 @@ pub(super) fn read<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Result<T
 /// Null or a value, but there: serde by itself takes a member that is left out for null.
 fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(from)
+}
+
+/// A number that a device's driver or firmware says of itself, or none: one that cannot be is none, so that a device that talks
+/// nonsense hides nothing but that. Not for what the script itself reckons.
+fn number<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    let number: Option<serde_json::Number> = Option::deserialize(from)?;
+    Ok(number.and_then(|number| T::try_from(number.as_u64()?).ok()))
 }
 
 /// A text of the host that must be something of ours.

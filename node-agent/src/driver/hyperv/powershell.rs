@@ -145,6 +145,23 @@ impl PowerShell {
         }
     }
 
+    /// Starts it, for whoever must know that nothing was asked of one that does not start.
+    pub(super) async fn ready(&self) -> Result<(), Lost> {
+        let mut slot = self.running.lock().await;
+        *slot = Some(self.start().await?);
+        Ok(())
+    }
+
+    /// Ends it, with what it is at, and takes its file away: for one that was started for a single question.
+    pub(super) async fn close(self) {
+        if let Some(running) = self.running.into_inner() {
+            running.end().await;
+        }
+        if let Err(error) = tokio::fs::remove_dir_all(&self.dir).await {
+            tracing::debug!(%error, "the folder of a script stays");
+        }
+    }
+
     async fn start(&self) -> Result<Running, Lost> {
         let file = self.dir.join("host.ps1");
         write_script(&self.dir, &file).await?;

@@ -342,6 +342,7 @@ fn vm_view(vm: &Vm, guests: &Guests) -> VmView {
         },
         settings: vm.settings.clone(),
         saved_checkpoints: vm.saved_checkpoints,
+        role: vm.role.clone(),
         guest: guest.map(|(_, guest)| guest.clone()),
     }
 }

@@ -16,6 +16,7 @@ use berth_agent_core::guest::GuestView;
 use berth_agent_core::observed::{HostView, VmMemory, VmSettings, VmView};
 use berth_agent_core::step::Step;
 use berth_model::gpu::{Fingerprint, GpuHealth, GpuState, HostDriver, ObservedGpu, Verdict};
+use berth_model::history::ClusterRole;
 use berth_model::id::VmName;
 use berth_model::mmio::{required_high, required_low};
 use berth_model::node::{BootId, HostFacts};
@@ -113,6 +114,11 @@ pub struct VmSummary {
     pub settings: VmSettings,
     /// Addresses its configuration names, devices that are gone included.
     pub devices: Vec<DeviceAddress>,
+}
+
+/// The role of a clustered VM is called as the VM is, as the wizard that makes one does.
+fn role(vm: &VmName) -> Option<ClusterRole> {
+    Some(ClusterRole { name: vm.as_str().parse().ok()?, owner: None, priority: None })
 }
 
 impl Host {
@@ -301,6 +307,7 @@ impl Host {
             },
             settings: vm.settings.clone(),
             saved_checkpoints: 0,
+            role: vm.clustered.then(|| role(&vm.name)).flatten(),
             guest: (vm.state == VmState::Running && vm.asked).then(|| self.guest(vm)),
         }
     }

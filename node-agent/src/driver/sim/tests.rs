@@ -164,7 +164,7 @@ fn a_clustered_vm_with_a_device_does_not_start() {
     give(&mut host, &vm(1));
     host.set_clustered(&vm(1), true).unwrap();
     fails(&mut host, &Step::StartVm { vm: vm(1) }, "high availability");
-    does(&mut host, &Step::MakeStandalone { vm: vm(1) });
+    does(&mut host, &Step::MakeStandalone { vm: vm(1), role: None });
     does(&mut host, &Step::StartVm { vm: vm(1) });
 }
 

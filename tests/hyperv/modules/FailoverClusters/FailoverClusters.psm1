@@ -34,7 +34,9 @@ function Get-ClusterGroup {
         throw (New-FakeError 'Get-ClusterGroup' (Get-FakeText $call.State 'group') 'Get-ClusterGroup' 'ObjectNotFound' -2147019883)
     }
     foreach ($vm in $found) {
-        [pscustomobject]@{ Name = $vm.name; OwnerNode = $call.State.host.computer; State = 'Online'; GroupType = 'VirtualMachine' }
+        # A role is called as its VM was when it was made one, unless somebody calls it otherwise.
+        $name = if ($vm['role_name']) { $vm.role_name } else { $vm.name }
+        [pscustomobject]@{ Name = $name; OwnerNode = $call.State.host.computer; State = 'Online'; GroupType = 'VirtualMachine'; Priority = 2000 }
     }
 }
 
@@ -49,7 +51,7 @@ function Get-ClusterResource {
     process {
         $call = Start-FakeCall 'Get-ClusterResource' $PSBoundParameters
         if (Test-FakeEnd $call) { return }
-        $roles = @($call.State.vms | Where-Object { $_.clustered -and ($null -eq $InputObject -or $InputObject.Name -eq $_.name) })
+        $roles = @($call.State.vms | Where-Object { $_.clustered -and ($null -eq $InputObject -or $InputObject.Name -in $_.name, $_['role_name']) })
         foreach ($vm in $roles) {
             $held = @(
                 @{ name = 'Virtual Machine ' + $vm.name; type = 'Virtual Machine' }

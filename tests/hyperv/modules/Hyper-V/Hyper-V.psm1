@@ -408,6 +408,8 @@ function Stop-VM {
         if (Test-FakeEnd $call) { return }
         foreach ($machine in @(Find-Vm $call $Name $VM)) {
             if ($Save) { $machine.state = 'Saved'; continue }
+            # Its cluster starts again at once what somebody else stops.
+            if ($machine.clustered -and (Test-Habit $call.State 'cluster-restarts')) { continue }
             # Where there is a saved state, there is nothing to turn off.
             if ($machine.state -eq 'Saved') { Confirm-VmOff $call $machine }
             if ($TurnOff) { $machine.state = 'Off'; continue }
@@ -572,6 +574,42 @@ function Remove-VMAssignableDevice {
     }
 }
 
+# A job that runs a block beside this, as far as what is received from it goes.
+function New-FakeJob($Problem, [string] $Text, [object[]] $Given, [bool] $Breaks) {
+    $shell = [powershell]::Create()
+    $null = $shell.AddScript({
+            param($problem, $text, $given, $breaks)
+            if ($problem) { throw $problem }
+            & ([scriptblock]::Create($text)) @given | Where-Object {
+                if ($breaks -and $_ -is [hashtable] -and $_['berth'] -eq 'ended') { throw 'the session has ended' }
+                $true
+            }
+        }.ToString()).AddArgument($Problem).AddArgument($Text).AddArgument($Given).AddArgument($Breaks)
+    $none = [System.Management.Automation.PSDataCollection[psobject]]::new()
+    $none.Complete()
+    $output = [System.Management.Automation.PSDataCollection[psobject]]::new()
+    $null = $shell.BeginInvoke($none, $output)
+    $job = [pscustomobject]@{ PSTypeName = 'System.Management.Automation.PSRemotingJob'; Shell = $shell; Output = $output }
+    $state = { if ($this.Shell.InvocationStateInfo.State -in 'Running', 'NotStarted') { 'Running' } else { [string]$this.Shell.InvocationStateInfo.State } }
+    $job.PSObject.Properties.Add([System.Management.Automation.PSScriptProperty]::new('State', $state))
+    $job
+}
+
+function Receive-Job {
+    [CmdletBinding()]
+    param([Parameter(Mandatory, Position = 0, ValueFromPipeline)] [object[]] $Job)
+    $null = Start-FakeCall 'Receive-Job' $PSBoundParameters
+    foreach ($one in $Job) {
+        $over = $one.State -ne 'Running'
+        $one.Output.ReadAll()
+        if ($over -and $one.State -eq 'Failed') {
+            $reason = $one.Shell.InvocationStateInfo.Reason
+            if ($reason -is [System.Management.Automation.RuntimeException]) { throw $reason.ErrorRecord }
+            throw $reason
+        }
+    }
+}
+
 # PowerShell Direct. The command itself is a part of PowerShell; only this set of its parameters is about VMs.
 function Invoke-Command {
     [CmdletBinding()]
@@ -586,12 +624,19 @@ function Invoke-Command {
     if (Test-FakeEnd $call) { return }
     $state = $call.State
     $vm = @($state.vms | Where-Object { $_.id -eq [string]$VMId[0] -and $_.state -eq 'Running' })
+    $problem = $null
     if (-not $vm.Count -or $null -eq $vm[0].guest) {
-        throw (New-FakeError $call.Command (Get-FakeText $state 'direct') 'PSSessionStateBroken' 'OpenError' -2146233088)
+        $problem = New-FakeError $call.Command (Get-FakeText $state 'direct') 'PSSessionStateBroken' 'OpenError' -2146233088
+    } elseif ($Credential.GetNetworkCredential().Password -cne $vm[0].guest_password) {
+        $problem = New-FakeError $call.Command (Get-FakeText $state 'credential') 'InvalidCredential' 'AuthenticationError' -2146233087
     }
-    if ($Credential.GetNetworkCredential().Password -cne $vm[0].guest_password) {
-        throw (New-FakeError $call.Command (Get-FakeText $state 'credential') 'InvalidCredential' 'AuthenticationError' -2146233087)
+    if ($AsJob) {
+        # A session that is not made is an error of the job. Programs of the guest are programs here: a path there -> one here.
+        $given = @($ArgumentList)
+        if ($given.Count -and $state['programs'] -and $state.programs.ContainsKey([string]$given[0])) { $given[0] = $state.programs[[string]$given[0]] }
+        return New-FakeJob $problem $ScriptBlock.ToString() $given (Test-Habit $state 'session-breaks')
     }
+    if ($problem) { throw $problem }
     $state.guest = $vm[0].guest
     $state.asking_guest = $true
     Save-FakeState $state

@@ -38,6 +38,8 @@ function Get-Node($State) {
     if ($State.asking_guest) {
         # Inside a guest: other addresses, the same cards.
         foreach ($device in $State.guest) {
+            # Once its driver is installed, which leaves a file.
+            if ($device['works_with'] -and [System.IO.File]::Exists($device.works_with)) { $device.problem = 0; $device.status = 'OK' }
             [pscustomobject]@{
                 InstanceId = $device.id; FriendlyName = $device.name; Status = $device.status
                 ConfigManagerErrorCode = [Problem]$device.problem; Present = $true
@@ -91,12 +93,11 @@ function Get-PnpDevice {
 $script:Guids = @{
     '{A45C254E-DF1C-4EFD-8020-67D146A850E0} 37' = 'DEVPKEY_Device_LocationPaths'
     '{4340A6C5-93FA-4706-972C-7B648008A5A7} 3' = 'DEVPKEY_Device_ProblemCode'
-    '{A8B865DD-2E3D-4094-AD97-E593A70C75D6} 3' = 'DEVPKEY_Device_DriverVersion'
     '{540B947E-8B40-45BC-A8A2-6A0B894CBDA2} 3' = 'DEVPKEY_Device_Numa_Node'
 }
 $script:PciKeys = @{
-    1 = 'DeviceType'; 3 = 'BaseClass'; 4 = 'SubClass'; 9 = 'CurrentLinkSpeed'; 10 = 'CurrentLinkWidth'; 11 = 'MaxLinkSpeed'
-    12 = 'MaxLinkWidth'; 14 = 'InterruptSupport'; 15 = 'InterruptMessageMaximum'; 16 = 'BarTypes'
+    1 = 'DeviceType'; 3 = 'BaseClass'; 4 = 'SubClass';
+    14 = 'InterruptSupport'; 15 = 'InterruptMessageMaximum'; 16 = 'BarTypes'
     31 = 'AcsCompatibleUpHierarchy'; 34 = 'RequiresReservedMemoryRegion'; 37 = 'OnPostPath'; 40 = 'SerialNumber'
 }
 foreach ($number in $script:PciKeys.Keys) {

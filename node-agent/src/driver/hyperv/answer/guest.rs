@@ -41,6 +41,21 @@ impl TryFrom<RawLook> for GuestLook {
     }
 }
 
+/// What became of a command in a Windows guest that was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::driver::hyperv) struct GuestInstall {
+    /// Whether it ended while it was listened to.
+    pub(in crate::driver::hyperv) ended: bool,
+    /// With which code, if the guest told one.
+    #[serde(deserialize_with = "super::nullable")]
+    pub(in crate::driver::hyperv) code: Option<i32>,
+    /// Whether its time ran out.
+    pub(in crate::driver::hyperv) late: bool,
+    /// The last of what it said.
+    pub(in crate::driver::hyperv) said: String,
+}
+
 /// Where a guest says it can be reached. What is no address is left to whoever dials.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "RawAddresses")]

@@ -2,6 +2,7 @@
 
 use super::{IgnoredAnyValue, MAX_DEVICES, parsed, parsed_option};
 use berth_agent_core::observed::{CheckpointKind, Checkpoints, StopAction, VmMemory, VmSettings};
+use berth_model::history::ClusterRole;
 use berth_model::node::BootId;
 use berth_model::pci::{LocationPath, PciId};
 use berth_model::vm::VmState;
@@ -123,6 +124,8 @@ pub(in crate::driver::hyperv) struct Vm {
     pub(in crate::driver::hyperv) settings: VmSettings,
     /// Records of the devices it lists.
     pub(in crate::driver::hyperv) devices: Vec<Listed>,
+    /// Its clustered role, where it is told. One with a name that none can have is none.
+    pub(in crate::driver::hyperv) role: Option<ClusterRole>,
     /// Checkpoints that hold a saved state, or do not say that they do not.
     pub(in crate::driver::hyperv) saved_checkpoints: u32,
     /// How long it has run.
@@ -229,7 +232,7 @@ struct RawVm {
     generation: Option<u64>,
     clustered: bool,
     #[serde(deserialize_with = "super::nullable")]
-    role: Option<IgnoredAnyValue>,
+    role: Option<RawRole>,
     #[serde(deserialize_with = "super::nullable")]
     replication_mode: Option<String>,
     #[serde(deserialize_with = "super::nullable")]
@@ -248,6 +251,26 @@ struct RawVm {
     #[serde(deserialize_with = "super::nullable")]
     version: Option<String>,
     devices: Vec<RawRecord>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRole {
+    #[serde(deserialize_with = "super::nullable")]
+    name: Option<String>,
+    #[serde(deserialize_with = "super::nullable")]
+    owner: Option<String>,
+    /// Of any size: what no priority can be is none.
+    #[serde(deserialize_with = "super::nullable")]
+    priority: Option<serde_json::Number>,
+}
+
+fn role(RawRole { name, owner, priority }: RawRole) -> Option<ClusterRole> {
+    Some(ClusterRole {
+        name: name?.parse().ok()?,
+        owner: owner.and_then(|owner| owner.parse().ok()),
+        priority: priority.and_then(|number| u32::try_from(number.as_u64()?).ok()),
+    })
 }
 
 #[derive(Deserialize)]
@@ -286,6 +309,7 @@ impl TryFrom<RawVm> for Vm {
             clustered: raw.clustered,
             settings: settings(raw.settings).map_err(|why| format!("VM {id}: {why}"))?,
             devices,
+            role: raw.role.and_then(role),
             saved_checkpoints: raw.saved_checkpoints,
             uptime_seconds: raw.uptime_seconds.and_then(|seconds| u64::try_from(seconds).ok()),
             id,

@@ -82,12 +82,6 @@ struct RawHost {
     system: Option<String>,
     #[serde(deserialize_with = "super::nullable")]
     version: Option<String>,
-    #[serde(rename = "product_type")]
-    #[serde(deserialize_with = "super::nullable")]
-    _product_type: Option<u64>,
-    #[serde(rename = "sku")]
-    #[serde(deserialize_with = "super::nullable")]
-    _sku: Option<u64>,
     boot_time: String,
     logical_processors: u64,
     memory_bytes: u64,
@@ -109,11 +103,11 @@ struct RawDevice {
     location_path: LocationPath,
     #[serde(deserialize_with = "parsed")]
     instance_id: InstanceId,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     base_class: Option<u8>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     sub_class: Option<u8>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     problem: Option<u32>,
     #[serde(deserialize_with = "super::nullable")]
     name: Option<String>,
@@ -122,34 +116,24 @@ struct RawDevice {
     windows: Option<Vec<RawWindow>>,
     #[serde(deserialize_with = "super::nullable")]
     interrupts: Option<Vec<i64>>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     device_type: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     bar_types: Option<u32>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     interrupt_support: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     interrupt_messages: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     acs: Option<u64>,
     #[serde(deserialize_with = "super::nullable")]
     reserved_memory: Option<bool>,
     #[serde(deserialize_with = "super::nullable")]
     on_post_path: Option<bool>,
-    #[serde(deserialize_with = "super::nullable")]
-    link_speed: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
-    link_width: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
-    max_link_speed: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
-    max_link_width: Option<u64>,
-    #[serde(deserialize_with = "super::nullable")]
+    #[serde(deserialize_with = "super::number")]
     numa_node: Option<u64>,
     #[serde(deserialize_with = "super::nullable")]
     serial: Option<String>,
-    #[serde(deserialize_with = "super::nullable")]
-    driver_version: Option<String>,
     reasons: Vec<String>,
 }
 

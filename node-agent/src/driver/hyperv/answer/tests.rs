@@ -114,6 +114,22 @@ fn no_cut_and_no_flipped_byte_does_harm() {
     }
 }
 
+/// What a device says of itself comes from its firmware.
+#[test]
+fn a_number_that_cannot_be_is_none_and_hides_nothing() {
+    let whole = serde_json::from_slice::<Value>(&golden("survey.json")).unwrap();
+    for odd in [json!(-1), json!(u64::MAX), json!(300), json!(1.5)] {
+        let mut answer = whole.clone();
+        let device = &mut answer["result"]["devices"][0];
+        for name in ["sub_class", "bar_types", "interrupt_support", "interrupt_messages", "device_type", "numa_node"] {
+            device[name] = odd.clone();
+        }
+        let id = answer["id"].as_u64().unwrap();
+        let survey: super::Survey = read(answer.to_string().as_bytes(), id).unwrap().unwrap();
+        assert_eq!(survey.devices.len(), whole["result"]["devices"].as_array().unwrap().len(), "{odd}");
+    }
+}
+
 #[test]
 fn null_is_neither_a_result_nor_an_error() {
     let result = json!({ "changed": true, "seen": {} });

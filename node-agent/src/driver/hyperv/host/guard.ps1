@@ -121,6 +121,21 @@ function Confirm-File($Path) {
     return $Path
 }
 
+# A word of a command of the agent's own configuration, which it has checked: a program, or an argument of one. A quotation mark
+# is not handed on as it is by Windows PowerShell.
+function Confirm-Word($Word) {
+    if ($Word -isnot [string] -or $Word.Length -eq 0 -or $Word.Length -gt 1024 -or $Word -match '[\x00-\x1f"]') {
+        Stop-Request 'Invalid' 'a word of the command is empty, too long, or has a character that is not handed on'
+    }
+    return $Word
+}
+
+# The job that runs a command in a guest, one.
+function Confirm-GuestJob($Job) {
+    if ($null -eq $Job -or $Job -is [array]) { Stop-Request 'Unconfirmed' 'the command in the guest shows no job' }
+    return $Job
+}
+
 # Arguments are taken by their exact names; what nobody knows is refused, so that a misspelt one is not left out.
 function Confirm-Arguments($Arguments, [string[]] $Known) {
     foreach ($property in $Arguments.PSObject.Properties) {

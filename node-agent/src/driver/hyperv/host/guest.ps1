@@ -11,6 +11,15 @@ function Get-Short($Value) {
     return $text
 }
 
+# Made by the agent's own account with Export-Clixml, which encrypts it for that account on this machine.
+function Get-GuestCredential($File) {
+    $credential = Import-Clixml -LiteralPath (Confirm-File $File) -ErrorAction Stop
+    if ($credential -isnot [System.Management.Automation.PSCredential]) {
+        Stop-Request 'Invalid' 'the credential file holds no credential'
+    }
+    return $credential
+}
+
 # The PCI devices that a Windows guest sees, by PowerShell Direct: no network is needed. Addresses in the guest have
 # nothing to do with the host's; whoever reads this matches by vendor, device and count.
 function Invoke-AskWindowsGuest($Arguments) {
@@ -19,11 +28,7 @@ function Invoke-AskWindowsGuest($Arguments) {
     $file = Confirm-File (Get-Field $Arguments 'credential_file')
     $vm = Get-VmById $id
     if ([string](Get-Field $vm 'State') -cne 'Running') { Stop-Request 'Refused' 'the VM is not running' }
-    # Made by the agent's own account with Export-Clixml, which encrypts it for that account on this machine.
-    $credential = Import-Clixml -LiteralPath (Confirm-File $file) -ErrorAction Stop
-    if ($credential -isnot [System.Management.Automation.PSCredential]) {
-        Stop-Request 'Invalid' 'the credential file holds no credential'
-    }
+    $credential = Get-GuestCredential $file
     $answers = @(Invoke-Command -VMId (Confirm-VmId ([string]$id)) -Credential $credential -ErrorAction Stop -ScriptBlock {
             foreach ($device in @(Get-PnpDevice -PresentOnly -ErrorAction Stop)) {
                 if ($device.InstanceId -like 'PCI\*') {
@@ -52,6 +57,71 @@ function Invoke-AskWindowsGuest($Arguments) {
         }
     }
     [ordered]@{ devices = $devices }
+}
+
+# How much is kept of what a command in a guest says, in letters: the last of it.
+$script:GuestOutput = 8192
+
+# Takes in something that came back from a command in a guest: its begin, its end, or a line that it said.
+function Add-Heard($Heard, $Item) {
+    if ($Item -is [System.Collections.IDictionary] -and $Item['berth'] -ceq 'begins') {
+        $Heard.begun = $true
+    } elseif ($Item -is [System.Collections.IDictionary] -and $Item['berth'] -ceq 'ended') {
+        $Heard.ended = $true
+        $Heard.code = Get-Number $Item['code']
+    } elseif ($Heard.begun) {
+        $said = $Heard.said + [string]$Item + "`n"
+        if ($said.Length -gt $script:GuestOutput) { $said = $said.Substring($said.Length - $script:GuestOutput) }
+        $Heard.said = $said
+    }
+}
+
+# Runs one program in a Windows guest, by PowerShell Direct. No script is made of what is asked for: program and words go over
+# as arguments of a block that never changes. It is begun in the background, so that what it has said is known at its deadline.
+# An error means that it was surely not begun. What has begun goes on in the guest, whatever becomes of this.
+function Invoke-InstallInWindowsGuest($Arguments) {
+    Confirm-Arguments $Arguments @('vm', 'credential_file', 'program', 'words', 'limit_ms')
+    $id = Confirm-VmId (Get-Field $Arguments 'vm')
+    $file = Confirm-File (Get-Field $Arguments 'credential_file')
+    $program = Confirm-Word (Get-Field $Arguments 'program')
+    $given = Get-Field $Arguments 'words'
+    $words = @()
+    foreach ($word in @($given)) { $words += Confirm-Word $word }
+    $limit = Get-CountArgument $Arguments 'limit_ms' 1 3600000
+    $vm = Get-VmById $id
+    if ([string](Get-Field $vm 'State') -cne 'Running') { Stop-Request 'Refused' 'the VM is not running' }
+    $credential = Get-GuestCredential $file
+    $heard = @{ begun = $false; ended = $false; code = $null; said = '' }
+    $clock = [System.Diagnostics.Stopwatch]::StartNew()
+    $job = Invoke-Command -VMId (Confirm-VmId ([string]$id)) -Credential $credential -AsJob -ErrorAction Stop `
+        -ArgumentList $program, $words -ScriptBlock {
+            param([string] $exe, [string[]] $arguments)
+            $ErrorActionPreference = 'Continue'
+            @{ berth = 'begins' }
+            # A shell's code for what it cannot start.
+            $code = 127
+            try {
+                # In a pipeline a program with a window is waited for, too.
+                & $exe @arguments 2>&1 | Where-Object { $null -ne $_ }
+                $code = $LASTEXITCODE
+            } catch {
+                [string]$_
+            }
+            @{ berth = 'ended'; code = $code }
+        }
+    do {
+        # Asked before: whatever it said until it was over is there then.
+        $over = @('Running', 'NotStarted') -cnotcontains [string](Get-Field $job 'State')
+        try {
+            $null = Receive-Job -Job (Confirm-GuestJob $job) -ErrorAction Stop | Where-Object { Add-Heard $heard $_ }
+        } catch {
+            # A way in that was none, or that broke in the middle.
+            if (-not $heard.begun) { throw }
+            $over = $true
+        }
+    } while (-not $heard.ended -and -not $over -and (Test-Time $clock $limit))
+    if ($over -and -not $heard.begun) { Stop-Request 'Unconfirmed' 'the guest did not begin the command, and does not say why' }
+    [ordered]@{ ended = $heard.ended; code = $heard.code; late = -not $over -and -not $heard.ended; said = $heard.said }
 }
 
 # Where a guest can be reached over the network, for the agent's own ssh to a Linux guest.

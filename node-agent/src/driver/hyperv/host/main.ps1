@@ -122,6 +122,7 @@ function Invoke-Operation([string] $Operation, $Arguments) {
         'observe' { return Invoke-Observe $Arguments }
         'survey' { return Invoke-Survey $Arguments }
         'ask-windows-guest' { return Invoke-AskWindowsGuest $Arguments }
+        'install-in-windows-guest' { return Invoke-InstallInWindowsGuest $Arguments }
         'guest-addresses' { return Invoke-GuestAddresses $Arguments }
         default { return Invoke-Step $Operation $Arguments }
     }

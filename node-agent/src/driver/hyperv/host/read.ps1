@@ -8,10 +8,6 @@ $script:PropertyKeys = @{
     DeviceType = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 1'
     BaseClass = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 3'
     SubClass = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 4'
-    CurrentLinkSpeed = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 9'
-    CurrentLinkWidth = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 10'
-    MaxLinkSpeed = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 11'
-    MaxLinkWidth = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 12'
     InterruptSupport = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 14'
     InterruptMessageMaximum = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 15'
     BarTypes = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 16'
@@ -19,7 +15,6 @@ $script:PropertyKeys = @{
     RequiresReservedMemoryRegion = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 34'
     OnPostPath = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 37'
     SerialNumber = '{3AB22E31-8264-4B4E-9AF5-A8D2D8E33E62} 40'
-    DriverVersion = '{A8B865DD-2E3D-4094-AD97-E593A70C75D6} 3'
     # Unproven: not seen in a capture. Absent, the NUMA node is not known, which nothing rests on.
     NumaNode = '{540B947E-8B40-45BC-A8A2-6A0B894CBDA2} 3'
 }
@@ -282,16 +277,16 @@ function ConvertTo-VmView([object[]] $Vms) {
         $id = [string](Get-Field $vm 'Id')
         $clustered = Get-Flag (Get-Field $vm 'IsClustered')
         $devices = @($records[$id] | Where-Object { $null -ne $_ })
-        # One more call for each, so only where it matters: a clustered VM with a device.
-        $role = $null
-        if ($clustered -and $devices.Count -gt 0) { $role = Get-Role ([guid]$id) }
+        # One more call for each clustered VM, so once only, and anew where it matters: where it has a device.
+        if (-not $clustered -or $devices.Count -gt 0) { $script:Roles[$id] = $null }
+        if ($clustered -and $null -eq $script:Roles[$id]) { $script:Roles[$id] = Get-Role ([guid]$id) }
         $views += [ordered]@{
             id = $id
             name = Get-Text (Get-Field $vm 'Name')
             state = Get-Text (Get-Field $vm 'State')
             generation = Get-Number (Get-Field $vm 'Generation')
             clustered = $clustered
-            role = $role
+            role = $script:Roles[$id]
             # Unproven: which builds have it. Absent, nobody claims that the VM is no replica.
             replication_mode = Get-Text (Get-Field $vm 'ReplicationMode')
             start_action = Get-Text (Get-Field $vm 'AutomaticStartAction')
@@ -309,6 +304,9 @@ function ConvertTo-VmView([object[]] $Vms) {
     return , $views
 }
 
+# Roles as they were last told, by VM. Only to save the asking: before one is removed it is asked for once more.
+$script:Roles = @{}
+
 # A VM's role in the cluster, where there is one and it answers.
 function Get-Role([guid] $Id) {
     try {
@@ -320,7 +318,7 @@ function Get-Role([guid] $Id) {
         name = Get-Text (Get-Field $group 'Name')
         # Unproven field names: for people, nothing is decided by them.
         owner = Get-Text (Get-Field $group 'OwnerNode')
-        state = Get-Text (Get-Field $group 'State')
+        priority = Get-Number (Get-Field $group 'Priority')
     }
 }
 

@@ -338,14 +338,21 @@ function Confirm-OwnRole($Role) {
 # Unproven: that a VM stays on its node when its role goes. So the role must be there and hold nothing but this VM, and
 # afterwards the VM must still be there.
 function Invoke-MakeStandalone($Arguments) {
-    Confirm-Arguments $Arguments @('vm', 'allow', 'settle_ms')
+    Confirm-Arguments $Arguments @('vm', 'allow', 'role', 'settle_ms')
     $id = Confirm-VmId (Get-Field $Arguments 'vm')
     $limit = Get-SettleArgument $Arguments
     if (-not (Get-BoolArgument $Arguments 'allow')) { Stop-Request 'Refused' 'the request does not allow it' }
+    $name = Get-Field $Arguments 'role'
+    if ($name -isnot [string] -or $name -ceq '') { Stop-Request 'Invalid' 'role must be the name of a role' }
     $vm = Get-VmById $id
     if ((Get-Field $vm 'IsClustered') -eq $false) { return $false }
     $roles = @(Get-ClusterGroup -VMId (Confirm-VmId ([string]$id)) -ErrorAction Stop)
     if ($roles.Count -ne 1) { Stop-Request 'NotThere' 'the cluster does not have one role for this VM' }
+    # What is removed must be what was written down: nobody can read it afterwards.
+    if ((Get-Text (Get-Field $roles[0] 'Name')) -cne $name) {
+        $script:Roles[[string]$id] = $null
+        Stop-Request 'Refused' 'the role of the VM is not the one that was seen before'
+    }
     Confirm-OwnRole $roles[0]
     $null = Remove-ClusterGroup -VMId (Confirm-VmId ([string]$id)) -RemoveResources -Force -Confirm:$false `
         -ErrorAction Stop

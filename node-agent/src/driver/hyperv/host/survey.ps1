@@ -22,8 +22,6 @@ function Get-HostFacts {
         computer = Get-Text (Get-Field $machine 'Name')
         system = Get-Text (Get-Field $system 'Caption')
         version = Get-Text (Get-Field $system 'Version')
-        product_type = $product
-        sku = Get-Number (Get-Field $system 'OperatingSystemSKU')
         boot_time = Get-BootTime $system
         logical_processors = Get-Number (Get-Field $machine 'NumberOfLogicalProcessors')
         memory_bytes = Get-Number (Get-Field $machine 'TotalPhysicalMemory')
@@ -156,13 +154,8 @@ function Get-DeviceFacts($Function, $Properties, $Resources) {
         acs = $acs
         reserved_memory = $reserved
         on_post_path = $post
-        link_speed = Get-Number $of['CurrentLinkSpeed']
-        link_width = Get-Number $of['CurrentLinkWidth']
-        max_link_speed = Get-Number $of['MaxLinkSpeed']
-        max_link_width = Get-Number $of['MaxLinkWidth']
         numa_node = Get-Number $of['NumaNode']
         serial = Get-Text $of['SerialNumber']
-        driver_version = Get-Text $of['DriverVersion']
         reasons = $reasons
     }
 }

@@ -48,7 +48,7 @@ impl Host {
             return if silent { Ok(()) } else { Err(missing()) };
         }
         match step {
-            Step::MakeStandalone { vm } => {
+            Step::MakeStandalone { vm, .. } => {
                 self.find(vm)?.clustered = false;
                 Ok(())
             }
