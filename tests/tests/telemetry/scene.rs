@@ -21,6 +21,7 @@ pub(super) struct Scene {
     pub(super) controller: Process,
     args: Vec<String>,
     pub(super) agents: Vec<Process>,
+    agent_args: Vec<Vec<String>>,
     /// Where the agents' metrics are.
     pub(super) agent_metrics: Vec<String>,
     pub(super) dir: TempDir,
@@ -36,8 +37,8 @@ fn host(dir: &Path, node: &str, number: u32, rest: &str) -> anyhow::Result<std::
     Ok(path)
 }
 
-fn controller(args: &[String]) -> anyhow::Result<Process> {
-    let mut command = other(binary("berth-controller")?);
+fn start(program: &'static str, args: &[String]) -> anyhow::Result<Process> {
+    let mut command = other(binary(program)?);
     command.args(args);
     Process::start(command)
 }
@@ -45,9 +46,21 @@ fn controller(args: &[String]) -> anyhow::Result<Process> {
 impl Scene {
     /// Ends the controller as a crash would, and starts it again.
     pub(super) fn crash(self) -> anyhow::Result<Self> {
-        let Self { endpoint, controller: crashes, args, agents, agent_metrics, dir } = self;
+        let Self { endpoint, controller: crashes, args, agents, agent_args, agent_metrics, dir } = self;
         crashes.kill()?;
-        Ok(Self { controller: controller(&args)?, endpoint, args, agents, agent_metrics, dir })
+        let controller = start("berth-controller", &args)?;
+        Ok(Self { controller, endpoint, args, agents, agent_args, agent_metrics, dir })
+    }
+
+    /// Ends the agent of the good host as a crash would.
+    pub(super) fn kill_good_agent(&mut self) -> anyhow::Result<()> {
+        self.agents.remove(0).kill()
+    }
+
+    /// Starts the agent of the good host again, as it was.
+    pub(super) fn start_good_agent(&mut self) -> anyhow::Result<()> {
+        self.agents.insert(0, start("berth-agent", &self.agent_args[0])?);
+        Ok(())
     }
 
     /// Starts it and waits until both agents are there. `store` are the controller's flags for its store.
@@ -66,22 +79,23 @@ impl Scene {
             }
         }
         args.extend(["--set".to_owned(), format!("telemetry.endpoint={collector}")]);
-        let controller = controller(&args)?;
-        let (mut agents, mut agent_metrics) = (Vec::new(), Vec::new());
+        let controller = start("berth-controller", &args)?;
+        let (mut agents, mut agent_args, mut agent_metrics) = (Vec::new(), Vec::new(), Vec::new());
         let fails =
             "name = \"vm-bad\"\n[[fault]]\nstep = \"StartVm\"\nerror = \"the VM failed to start: 0xC035001E\"\n";
         for (node, number, rest) in [("hv-good", 1, "name = \"vm-good\"\n"), ("hv-bad", 2, fails)] {
-            let description = host(dir.path(), node, number, rest)?;
+            let description = host(dir.path(), node, number, rest)?.display().to_string();
+            let data_dir = dir.path().join(node).display().to_string();
             let metrics = format!("127.0.0.1:{}", free_port()?);
-            let mut command = other(binary("berth-agent")?);
-            command.args(["--node", node, "--driver", "sim", "--controller", &endpoint, "--log-format", "json"]);
-            command.arg("--sim-host").arg(description).arg("--data-dir").arg(dir.path().join(node));
-            command.args(["--telemetry-endpoint", collector, "--telemetry-interval-seconds", "1"]);
-            command.args(["--telemetry-prometheus", &metrics]);
-            agents.push(Process::start(command)?);
+            let args = ["--node", node, "--driver", "sim", "--controller", &endpoint, "--log-format", "json"];
+            let host = ["--sim-host", &description, "--data-dir", &data_dir, "--telemetry-endpoint", collector];
+            let tells = ["--telemetry-interval-seconds", "1", "--telemetry-prometheus", &metrics];
+            let args: Vec<_> = args.into_iter().chain(host).chain(tells).map(str::to_owned).collect();
+            agents.push(start("berth-agent", &args)?);
+            agent_args.push(args);
             agent_metrics.push(format!("http://{metrics}"));
         }
-        let mut scene = Self { endpoint, controller, args, agents, agent_metrics, dir };
+        let mut scene = Self { endpoint, controller, args, agents, agent_args, agent_metrics, dir };
         let ready = wait_until(PATIENCE, || {
             for process in scene.agents.iter_mut().chain([&mut scene.controller]) {
                 let ended = process.ended_within(Duration::ZERO)?;
