@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "what happens is told while it happens")]
 
 pub mod actions;
+pub mod audit;
 pub mod client;
 pub mod cluster;
 pub mod connections;
@@ -284,6 +285,12 @@ impl Run {
             history.changes.len(),
             claimed.0,
             claimed.1
+        ));
+        self.figure(format!(
+            "{} records of the audit beside {} changes of phase, in {} blocks",
+            history.audited.len(),
+            history.entered.len(),
+            verdict.sealed.head.number
         ));
         self.figure(format!(
             "{} lines of log, allowed {:?}; ended by themselves {:?}",

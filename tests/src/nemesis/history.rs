@@ -7,8 +7,9 @@ use anyhow::{Context as _, bail};
 use berth_model::PlacementUid;
 use berth_model::placement::{FailureReason, Phase, Placement};
 use berth_model::vm::VmSelector;
+use berth_proto::v1::{self, AuditRecord};
 use berth_store::key::Key;
-use berth_store::{Event, KeyValue, Revision, Store, Transaction, Write, key, record};
+use berth_store::{Event, KeyValue, Revision, Store, Transaction, Write, audit, key, record};
 use futures::StreamExt as _;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -62,6 +63,19 @@ pub struct Written {
     pub placement: Placement,
 }
 
+/// A placement that came into a phase.
+#[derive(Clone, Debug)]
+pub struct Entered {
+    /// The revision that brought it there.
+    pub revision: Revision,
+    /// Which placement.
+    pub uid: PlacementUid,
+    /// Which phase.
+    pub phase: v1::Phase,
+    /// Whether it was there for the first time.
+    pub is_new: bool,
+}
+
 /// What the history came to, and everything in it that must not be.
 #[derive(Debug, Default)]
 pub struct History {
@@ -77,6 +91,10 @@ pub struct History {
     pub placements: BTreeMap<String, Placement>,
     /// Revisions that changed something beside leader and term.
     pub changes: BTreeSet<Revision>,
+    /// Every phase that a placement was in at the end of a revision and not before it.
+    pub entered: Vec<Entered>,
+    /// Every record of the audit that was written beside a change, with the revision that did.
+    pub audited: Vec<(Revision, AuditRecord)>,
     /// What must not be, each with its revision.
     pub wrong: Vec<String>,
     claims: BTreeMap<String, record::Claim>,
@@ -156,6 +174,14 @@ impl History {
         for event in events {
             let text = event.key().to_owned();
             if !text.starts_with(key::ALL) {
+                if let Event::Put(item) = &event
+                    && text.starts_with(audit::FRESH)
+                {
+                    match audit::read_batch(item) {
+                        Ok(records) => self.audited.extend(records.into_iter().map(|it| (self.revision, it))),
+                        Err(error) => self.is_wrong(error),
+                    }
+                }
                 continue;
             }
             let parsed = match Key::parse(&text) {
@@ -254,6 +280,11 @@ impl History {
 
     fn put(&mut self, placement: Placement, touched: &mut BTreeSet<String>) {
         let name = placement.name().to_string();
+        let before = self.placements.get(&name).filter(|before| before.uid == placement.uid);
+        if before.is_none_or(|before| before.phase.name() != placement.phase.name()) {
+            let (revision, uid, phase) = (self.revision, placement.uid.clone(), v1::Phase::from(&placement.phase));
+            self.entered.push(Entered { revision, uid, phase, is_new: before.is_none() });
+        }
         if let Some(before) = self.placements.get(&name).cloned() {
             if before.uid != placement.uid {
                 if !is_over(&before.phase) {

@@ -1,5 +1,7 @@
-//! The verdict on a run: history, callers' journal, logs, hosts and the controllers' own lists, held against one another.
+//! The verdict on a run: history, callers' journal, audit, logs, hosts and the controllers' own lists, held against one
+//! another.
 
+use super::audit::{self, Sealed};
 use super::client::channel;
 use super::cluster::{CONTROLLERS, Cluster};
 use super::experiments::Experiment;
@@ -61,6 +63,8 @@ pub struct Verdict {
     pub history: History,
     /// What was said.
     pub logs: Logs,
+    /// What was audited.
+    pub sealed: Sealed,
     /// Revisions with changes that a process says it has committed, and those of which the answer was lost.
     pub claimed: (usize, usize),
 }
@@ -73,6 +77,8 @@ pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &H
     let lists = (0..CONTROLLERS)
         .map(|number| runtime.block_on(list(&cluster.direct(number))).with_context(|| format!("controller {number}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let endpoints: Vec<_> = (0..CONTROLLERS).map(|number| cluster.direct(number)).collect();
+    let sealed = runtime.block_on(audit::read(&endpoints))?;
     let history = History::walk(runtime.block_on(history::read(&cluster.store))?);
     let logs = logs::read(&cluster.logs(), experiment)?;
     let mut wrong = Vec::new();
@@ -93,9 +99,10 @@ pub fn judge(experiment: Experiment, cluster: &Cluster, told: &Told, runtime: &H
     for (number, (revision, placements)) in lists.iter().enumerate() {
         add(shown(number, *revision, placements, &history));
     }
+    add(audit::judge(&history, &told.acknowledged, &sealed));
     add(hosts::compare(&cluster.hosts, &history));
     add(logs.unlisted.iter().map(|(line, times)| format!("unlisted line, {times} times: {line}")).collect());
-    Ok(Verdict { wrong, history, logs, claimed })
+    Ok(Verdict { wrong, history, logs, sealed, claimed })
 }
 
 fn refusals(experiment: Experiment, told: &Told, history: &History) -> Vec<String> {
