@@ -1,7 +1,7 @@
 //! What a real API server of Kubernetes says to the chart: `helm install --dry-run=server`, each object as it would be stored,
 //! and each pod under the *restricted* pod security standard.
 //!
-//! Runs where somebody has built one (the chart's README says how): it takes longer to compile than Berth.
+//! Runs where somebody has built one (`cargo xtask kube-apiserver`): it takes longer to compile than Berth.
 
 use anyhow::{Context as _, ensure};
 use berth_tests::chart::{EXAMPLES, Helm, dir, example, helm, objects};
@@ -35,7 +35,7 @@ struct Server {
 impl Server {
     fn start(test: &str) -> anyhow::Result<Option<Self>> {
         let Some(program) = config::kube_apiserver() else {
-            skip(test, "there is no kube-apiserver; charts/berth/README.md says how to build one");
+            skip(test, "there is no kube-apiserver; cargo xtask kube-apiserver compiles one");
             return Ok(None);
         };
         let Some(kubectl) = config::in_path("kubectl") else {
