@@ -23,6 +23,12 @@ const OF_OTHERS: [(&str, &str, &str, &str); 3] = [
     ("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
 ];
 
+fn call(kubectl: &Path, config: &Path, args: &[&str]) -> anyhow::Result<Ran> {
+    let mut kubectl = other(kubectl);
+    kubectl.arg("--kubeconfig").arg(config).args(args);
+    run(kubectl)
+}
+
 /// An API server with nothing else of Kubernetes; it ends with its owner.
 struct Server {
     kubectl: PathBuf,
@@ -56,9 +62,9 @@ impl Server {
         let file = |name: &str, path: &Path| format!("--{name}={}", path.display());
         command.arg(file("tls-cert-file", &pair.cert)).arg(file("tls-private-key-file", &pair.key));
         command.arg(file("service-account-signing-key-file", &pair.key));
-        command.arg(file("service-account-key-file", &pair.key)).arg(file("cert-dir", dir.path()));
+        command.arg(file("service-account-key-file", &pair.cert)).arg(file("cert-dir", dir.path()));
         command.arg(file("token-auth-file", &dir.path().join("tokens.csv")));
-        let process = Process::start(command)?;
+        let mut process = Process::start(command)?;
         let config = dir.path().join("kubeconfig");
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "here",
@@ -67,9 +73,14 @@ impl Server {
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "admin"}}],
         });
         fs::write(&config, text.to_string())?;
+        let answers = |process: &mut Process| {
+            let ended = process.ended_within(Duration::ZERO)?;
+            ensure!(ended.is_none(), "the API server ended:\n{}", process.log());
+            Ok(call(&kubectl, &config, &["get", "--raw", "/readyz"])?.code == Some(0))
+        };
+        let ready = wait_until(PATIENCE, || answers(&mut process))?;
+        ensure!(ready, "the API server does not get ready:\n{}", process.log());
         let server = Self { kubectl, config, dir, _process: process, _etcd: etcd };
-        let ready = wait_until(PATIENCE, || Ok(server.kubectl(&["get", "--raw", "/readyz"])?.code == Some(0)))?;
-        ensure!(ready, "the API server does not get ready:\n{}", server._process.log());
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "berth", "labels": {
             "pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted",
         }}});
@@ -93,9 +104,7 @@ impl Server {
     }
 
     fn kubectl(&self, args: &[&str]) -> anyhow::Result<Ran> {
-        let mut kubectl = other(&self.kubectl);
-        kubectl.arg("--kubeconfig").arg(&self.config).args(args);
-        run(kubectl)
+        call(&self.kubectl, &self.config, args)
     }
 
     /// Gives it these manifests; `dry` keeps nothing, after all that is checked when something is kept.
