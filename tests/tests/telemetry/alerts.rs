@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const ALERT: &str = "BerthNodeLostWithClaims";
-/// What it is about, and what its expression is made of.
+/// What it is about, and what its expression is made of; there only while it is so.
 const CAUSE: &str = "berth_nodes_lost_holding";
+/// The same of placements, which is there at all times.
+const LOST: &str = "berth_placements_conditions{condition=\"NodeLost\"}";
 /// For how long each cause must be there. The chart says minutes; everything else stays as the chart has it.
 const FOR_SECONDS: u32 = 5;
 
@@ -116,7 +118,7 @@ fn an_alert_is_pending_then_firing_and_gone_when_its_cause_is_mended() -> anyhow
     let pending = times(&prometheus, &state("pending"), |value| value == 1.0)?;
     let firing = times(&prometheus, &state("firing"), |value| value == 1.0)?;
     let cause = times(&prometheus, CAUSE, |value| value > 0.0)?;
-    let none = times(&prometheus, CAUSE, |value| value == 0.0)?;
+    let none = times(&prometheus, LOST, |value| value == 0.0)?;
     let story = format!("cause {cause:?}\npending {pending:?}\nfiring {firing:?}\nno cause {none:?}");
     let ((pends, pended), (fires, fired)) = (ends(&pending, "never pending")?, ends(&firing, "never firing")?);
     let ((begins, ends), (_, mended)) = (ends(&cause, "no cause")?, ends(&none, "always a cause")?);
