@@ -17,6 +17,10 @@ pub struct Export {
     /// Most traces that begin here in one second. A fleet places a few VMs a second, of which every one is worth a trace;
     /// of the thousands of a storm, a hundred a second say as much, and cost nothing that anyone could measure.
     pub traces_per_second: u32,
+    /// Most log lines at INFO and below that are exported in one second; warnings and errors always are. A fleet at work
+    /// says some dozens a second. In a storm of thousands, building, sending and storing each costs more than the placements
+    /// it tells of, and nobody reads them: what is left out stands on stderr as ever, and its changes in the audit.
+    pub lines_per_second: u32,
     /// Between two exports of metrics.
     pub interval: Duration,
     /// Whether metrics are kept for Prometheus.
@@ -30,6 +34,7 @@ impl Default for Export {
             ca: None,
             sample: Share::ALL,
             traces_per_second: 100,
+            lines_per_second: 1_000,
             // What Prometheus asks at, too, in most places.
             interval: Duration::from_secs(15),
             prometheus: false,

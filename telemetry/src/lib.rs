@@ -9,6 +9,7 @@ pub mod journal;
 mod log;
 pub mod metrics;
 pub mod names;
+mod pace;
 mod pipeline;
 mod process;
 mod room;

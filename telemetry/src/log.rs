@@ -5,8 +5,9 @@
 
 use crate::export::{Export, Service};
 use crate::journal::{Journal, Pages};
+use crate::names;
 use crate::pipeline::{self, Pipeline};
-use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_appender_tracing::layer::{OpenTelemetryTracingBridge, TracingSpanAttributes};
 use std::fmt;
 use std::io::{self, Write as _};
 use std::str::FromStr;
@@ -159,11 +160,17 @@ fn begin(options: &Options, exports: Pipeline, journal: Option<Box<dyn Journal>>
     let subscriber = subscriber(options.format, filter, io::stderr, io::IsTerminal::is_terminal(&io::stderr()));
     let subscriber = subscriber.with(journal.map(|journal| Pages::new(journal).layer()));
     let ours = exports.logs.as_ref().map(|logs| {
-        OpenTelemetryTracingBridge::new(logs).with_filter(filter_fn(|about| !is_the_exporters(about.target())))
+        let about = TracingSpanAttributes::allowlist(ABOUT);
+        let bridge = OpenTelemetryTracingBridge::builder(logs).with_tracing_span_attributes(about).build();
+        bridge.with_filter(filter_fn(|about| !is_the_exporters(about.target())))
     });
     tracing::subscriber::set_global_default(subscriber.with(ours)).map_err(|_| InitError::Twice)?;
     Ok(Guard { exports })
 }
+
+/// What a line that is exported takes from the spans it is said in: whom it is about. The step is not among it, because
+/// lines about steps name it themselves, and an attribute must not come twice.
+const ABOUT: [&str; 6] = [names::METHOD, names::NODE, names::PLACEMENT, names::UID, names::ATTEMPT, names::TRACE_ID];
 
 /// Whether a line is from below the exporter: exporting it would make the next one.
 fn is_the_exporters(target: &str) -> bool {

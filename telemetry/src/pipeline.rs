@@ -5,6 +5,8 @@
 
 use crate::export::{Export, Service};
 use crate::metrics::instruments;
+use crate::metrics::process::{SIGNAL, TELEMETRY_LEFT_OUT};
+use crate::pace::Pace;
 use crate::process;
 use crate::room::{BATCH, Counted, Door, ROOM, Room};
 use crate::traces::Tracing;
@@ -124,6 +126,8 @@ impl Pipeline {
         global::set_meter_provider(metrics.clone());
         process::register();
         room.begin();
+        let (traces_pace, lines_pace) = (Pace::new(export.traces_per_second), Pace::new(export.lines_per_second));
+        tell_left_out(&traces_pace, &lines_pace);
 
         let room = Room::of("traces");
         room.begin();
@@ -141,9 +145,9 @@ impl Pipeline {
             // What is not to be kept never gets here.
             .with_sampler(Sampler::AlwaysOn)
             .with_span_limits(limits)
-            .with_span_processor(Door { inner: processor, room })
+            .with_span_processor(Door { inner: processor, room, pace: traces_pace.clone() })
             .build();
-        Tracing::install(traces.tracer("berth"), export);
+        Tracing::install(traces.tracer("berth"), export, traces_pace);
 
         let room = Room::of("logs");
         room.begin();
@@ -157,7 +161,7 @@ impl Pipeline {
         let processor = BatchLogProcessor::builder(exporter).with_batch_config(batches).build();
         let logs = SdkLoggerProvider::builder()
             .with_resource(resource)
-            .with_log_processor(Door { inner: processor, room })
+            .with_log_processor(Door { inner: processor, room, pace: lines_pace })
             .build();
         Ok(Self { traces: Some(traces), logs: Some(logs), metrics: Some(metrics), thread: Some(thread) })
     }
@@ -182,6 +186,16 @@ impl Pipeline {
         }
         drop(thread);
     }
+}
+
+/// Has what the paces left out read whenever somebody asks for metrics.
+fn tell_left_out(traces: &Pace, lines: &Pace) {
+    let paces = [("traces", traces.clone()), ("logs", lines.clone())];
+    instruments::observe(&TELEMETRY_LEFT_OUT, move |to| {
+        for (signal, pace) in &paces {
+            to.observe(instruments::number(pace.left_out()), &[KeyValue::new(SIGNAL, *signal)]);
+        }
+    });
 }
 
 fn resource(service: Service) -> Resource {

@@ -5,6 +5,7 @@
 
 use crate::metrics::process::{SIGNAL, TELEMETRY_DROPPED, TELEMETRY_EXPORTS};
 use crate::metrics::{fleet::OUTCOME, instruments};
+use crate::pace::Pace;
 use opentelemetry::logs::Severity;
 use opentelemetry::metrics::Counter;
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
@@ -90,6 +91,8 @@ pub(crate) struct Door<P> {
     pub(crate) inner: P,
     /// The room behind it.
     pub(crate) room: Room,
+    /// How much of what is of less weight it lets in.
+    pub(crate) pace: Pace,
 }
 
 impl<P: SpanProcessor> SpanProcessor for Door<P> {
@@ -132,7 +135,8 @@ impl<P: LogProcessor> LogProcessor for Door<P> {
     }
 
     fn event_enabled(&self, level: Severity, target: &str, name: Option<&str>) -> bool {
-        self.inner.event_enabled(level, target, name)
+        // Asked before the record is built: what is left out costs next to nothing.
+        self.inner.event_enabled(level, target, name) && (level >= Severity::Warn || self.pace.admits())
     }
 
     fn set_resource(&mut self, resource: &Resource) {

@@ -5,6 +5,7 @@
 //! never wait, and never fail what it tells of.
 
 use crate::export::Export;
+use crate::pace::Pace;
 use berth_model::trace::TraceParent;
 use opentelemetry::context::FutureExt as _;
 use opentelemetry::trace::{
@@ -13,8 +14,8 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 static TRACING: OnceLock<Tracing> = OnceLock::new();
 
@@ -27,9 +28,9 @@ pub(crate) struct Tracing {
 
 impl Tracing {
     /// Makes spans with a tracer from now on. Only the first one in a process counts.
-    pub(crate) fn install(tracer: SdkTracer, export: &Export) {
+    pub(crate) fn install(tracer: SdkTracer, export: &Export, pace: Pace) {
         // A second one can only come from a test that starts telemetry twice.
-        let _first_stays = TRACING.set(Self { tracer, choice: Choice::new(export) });
+        let _first_stays = TRACING.set(Self { tracer, choice: Choice::new(export, pace) });
     }
 }
 
@@ -39,21 +40,12 @@ struct Choice {
     millionths: u32,
     /// Adds up the share of each; whole ones are kept.
     owed: AtomicU32,
-    per_second: u64,
-    start: Instant,
-    /// The second that is counted (upper half), and how many were kept in it.
-    kept: AtomicU64,
+    pace: Pace,
 }
 
 impl Choice {
-    fn new(export: &Export) -> Self {
-        Self {
-            millionths: export.sample.millionths(),
-            owed: AtomicU32::new(0),
-            per_second: u64::from(export.traces_per_second),
-            start: Instant::now(),
-            kept: AtomicU64::new(0),
-        }
+    fn new(export: &Export, pace: Pace) -> Self {
+        Self { millionths: export.sample.millionths(), owed: AtomicU32::new(0), pace }
     }
 
     fn keeps(&self) -> bool {
@@ -64,16 +56,7 @@ impl Choice {
         };
         // The update never fails: it always gives a value.
         let before = self.owed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, owed).unwrap_or(0);
-        before + self.millionths >= WHOLE && self.has_room(self.start.elapsed().as_secs())
-    }
-
-    fn has_room(&self, second: u64) -> bool {
-        let count = |kept: u64| {
-            let (of, count) = (kept >> 32, kept & u64::from(u32::MAX));
-            let count = if of == second & u64::from(u32::MAX) { count } else { 0 };
-            (count < self.per_second).then_some((second & u64::from(u32::MAX)) << 32 | (count + 1))
-        };
-        self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
+        before + self.millionths >= WHOLE && self.pace.admits()
     }
 }
 
@@ -249,8 +232,8 @@ mod tests {
     #[test]
     fn a_share_is_kept_evenly_and_never_more_than_there_is_room_for() {
         let kept = |sample: &str, per_second, calls| {
-            let export = Export { sample: sample.parse().unwrap(), traces_per_second: per_second, ..Export::default() };
-            let choice = Choice::new(&export);
+            let export = Export { sample: sample.parse().unwrap(), ..Export::default() };
+            let choice = Choice::new(&export, Pace::new(per_second));
             // One second for all of them: the test must not depend on how long it takes.
             (0..calls)
                 .filter(|_| {
@@ -265,14 +248,6 @@ mod tests {
         assert_eq!(kept("0", 1_000, 100), 0);
         assert_eq!(kept("1", 1_000, 100), 100);
         assert_eq!(kept("0.25", 1_000, 100), 25);
-    }
-
-    #[test]
-    fn a_second_has_room_for_so_many() {
-        let choice = Choice::new(&Export { traces_per_second: 3, ..Export::default() });
-        assert_eq!((0..10).filter(|_| choice.has_room(7)).count(), 3);
-        assert_eq!((0..10).filter(|_| choice.has_room(8)).count(), 3);
-        assert_eq!((0..10).filter(|_| choice.has_room(0)).count(), 3);
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Received {
     pub spans: Vec<Span>,
     /// Lines, in the order they came.
     pub lines: Vec<Line>,
+    /// Lines with an attribute that came twice, which the protocol forbids.
+    pub doubled: Vec<String>,
     /// Names of metrics by service.
     pub metrics: BTreeMap<String, Vec<String>>,
 }
@@ -217,13 +219,17 @@ impl LogsService for Shared {
         for group in request.into_inner().resource_logs {
             let service = service(group.resource.as_ref());
             for line in group.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                let attributes = attributes(&line.attributes);
+                if attributes.len() < line.attributes.len() {
+                    received.doubled.push(format!("{}: {:?}", text(line.body.as_ref()), line.attributes));
+                }
                 received.lines.push(Line {
                     service: service.clone(),
                     body: text(line.body.as_ref()),
                     severity: line.severity_text,
                     trace: hex(&line.trace_id),
                     span: hex(&line.span_id),
-                    attributes: attributes(&line.attributes),
+                    attributes,
                 });
             }
         }

@@ -228,6 +228,7 @@ ca = "../telemetry/ca.crt"
 {{- end }}
 sample = {{ printf "%.4f" (float64 .sample) }}
 traces_per_second = {{ int .tracesPerSecond }}
+lines_per_second = {{ int .linesPerSecond }}
 {{- end }}
 {{- end }}
 {{- end -}}

@@ -59,6 +59,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         name: "telemetry.traces_per_second",
         take: |s, v| put(&mut s.export.traces_per_second, count(v).and_then(|n| n.try_into().map_err(|_| too_many(v)))),
     },
+    Setting {
+        name: "telemetry.lines_per_second",
+        take: |s, v| put(&mut s.export.lines_per_second, count(v).and_then(|n| n.try_into().map_err(|_| too_many(v)))),
+    },
     Setting { name: "telemetry.interval", take: |s, v| put(&mut s.export.interval, duration(v)) },
     Setting { name: "telemetry.prometheus", take: |s, v| put(&mut s.export.prometheus, yes_or_no(v)) },
 ];

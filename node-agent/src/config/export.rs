@@ -6,6 +6,7 @@
 //! ca = "otel-ca.pem"                              # the CA of an https:// collector
 //! sample = 1.0                                    # which part of the calls without a trace gets one
 //! traces_per_second = 100                         # and how many of them at most
+//! lines_per_second = 1000                         # most log lines at INFO and below; warnings and errors always go
 //! interval_seconds = 15                           # between two exports of metrics
 //! prometheus = "127.0.0.1:9464"                   # where Prometheus finds metrics; on this machine only
 //! ```
@@ -36,6 +37,9 @@ pub(super) struct Layer {
     /// Most traces that begin in one second.
     #[arg(long = "telemetry-traces-per-second", value_name = "N")]
     traces_per_second: Option<u32>,
+    /// Most log lines at INFO and below that are sent in one second.
+    #[arg(long = "telemetry-lines-per-second", value_name = "N")]
+    lines_per_second: Option<u32>,
     /// Between two exports of metrics.
     #[arg(long = "telemetry-interval-seconds", value_name = "SECONDS")]
     interval_seconds: Option<u32>,
@@ -46,7 +50,7 @@ pub(super) struct Layer {
 
 /// Names of the variables, for whoever misspells one.
 pub(super) const VARIABLES: &str = "_TELEMETRY_ENDPOINT, _TELEMETRY_CA, _TELEMETRY_SAMPLE, _TELEMETRY_TRACES_PER_SECOND, \
-                                    _TELEMETRY_INTERVAL_SECONDS, _TELEMETRY_PROMETHEUS";
+                                    _TELEMETRY_LINES_PER_SECOND, _TELEMETRY_INTERVAL_SECONDS, _TELEMETRY_PROMETHEUS";
 
 impl Layer {
     /// What a file names lies beside that file.
@@ -67,6 +71,7 @@ impl Layer {
             "CA" => read(&mut self.ca, value, "a path"),
             "SAMPLE" => read(&mut self.sample, value, "a number from 0 to 1"),
             "TRACES_PER_SECOND" => read(&mut self.traces_per_second, value, "a whole number"),
+            "LINES_PER_SECOND" => read(&mut self.lines_per_second, value, "a whole number"),
             "INTERVAL_SECONDS" => read(&mut self.interval_seconds, value, "a whole number of seconds"),
             "PROMETHEUS" => read(&mut self.prometheus, value, "an address"),
             _ => return None,
@@ -92,6 +97,9 @@ pub(super) fn export(layers: &[&Layer], problem: &mut impl FnMut(&str, String)) 
     }
     if let Some(traces) = layers.iter().find_map(|l| l.traces_per_second) {
         export.traces_per_second = traces;
+    }
+    if let Some(lines) = layers.iter().find_map(|l| l.lines_per_second) {
+        export.lines_per_second = lines;
     }
     match layers.iter().find_map(|l| l.interval_seconds) {
         Some(seconds) if (1..=LONGEST).contains(&seconds) => export.interval = Duration::from_secs(seconds.into()),
@@ -138,10 +146,11 @@ mod tests {
     #[test]
     fn nothing_is_exported_unless_told_and_all_of_it_can_be_told() {
         assert_eq!(read("").unwrap(), (Export::default(), None));
-        let text = "endpoint = \"https://o:4317\"\nca = \"ca.pem\"\nsample = 0.25\ntraces_per_second = 7\ninterval_seconds = 60\nprometheus = \"127.0.0.1:9464\"\n";
+        let text = "endpoint = \"https://o:4317\"\nca = \"ca.pem\"\nsample = 0.25\ntraces_per_second = 7\nlines_per_second = 9\ninterval_seconds = 60\nprometheus = \"127.0.0.1:9464\"\n";
         let (export, prometheus) = read(text).unwrap();
         assert_eq!(export.endpoint.as_deref(), Some("https://o:4317"));
         assert_eq!((export.sample.to_string().as_str(), export.traces_per_second), ("0.250000", 7));
+        assert_eq!(export.lines_per_second, 9);
         assert_eq!((export.interval.as_secs(), export.prometheus), (60, true));
         assert_eq!(prometheus, Some(SocketAddr::from(([127, 0, 0, 1], 9464))));
     }

@@ -21,7 +21,7 @@ pub const STEP_DURATION: Metric = Metric {
     kind: Kind::Histogram(SLOW),
     unit: "s",
     labels: &[
-        Label { key: STEP, values: "the 13 steps, as of `berth.steps.failed`" },
+        Label { key: STEP, values: "the 14 steps, as of `berth.steps.failed`" },
         Label {
             key: CLASS,
             values: "`Ok`, else the class of the error: `Failed`, `TimedOut`, `NoEffect`, `Forbidden`, `NotThere`",

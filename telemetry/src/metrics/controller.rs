@@ -30,7 +30,7 @@ pub const DECISION_DURATION: Metric = Metric {
     unit: "s",
     labels: &[Label {
         key: INPUT,
-        values: "`Create`, `Commit`, `Release`, `Connected`, `Disconnected`, `Report`, `Progress`, `Tick`",
+        values: "`Create`, `Commit`, `Release`, `Adopt`, `Connected`, `Disconnected`, `Report`, `Progress`, `Tick`",
     }],
     what: "Time that one decision took the leader's brain, the choice of GPUs included.",
 };

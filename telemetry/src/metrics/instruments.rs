@@ -45,6 +45,12 @@ pub fn observe(metric: &Metric, look: impl Fn(&dyn AsyncInstrument<f64>) + Send 
     }
 }
 
+/// A count as OpenTelemetry takes it.
+#[expect(clippy::cast_precision_loss, reason = "what is counted stays far below 2^53, where this becomes inexact")]
+pub(crate) fn number(count: u64) -> f64 {
+    count as f64
+}
+
 /// Lets what is read have as many series as the largest fleet needs; the SDK's own bound is 2,000.
 pub(crate) fn view(instrument: &Instrument) -> Option<Stream> {
     let read = matches!(instrument.kind(), InstrumentKind::ObservableGauge | InstrumentKind::ObservableCounter);

@@ -16,6 +16,15 @@ pub const TELEMETRY_DROPPED: Metric = Metric {
     labels: &[BY_SIGNAL],
     what: "Spans, log records and exports of metrics that never reached the collector: there was no room to wait, or it did not take them.",
 };
+/// Telemetry that was not made.
+pub const TELEMETRY_LEFT_OUT: Metric = Metric {
+    name: "berth.telemetry.left_out",
+    kind: Kind::Counter,
+    unit: "{item}",
+    labels: &[Label { key: SIGNAL, values: "`traces`, `logs`" }],
+    what: "Traces that were not begun, and log lines at INFO and below that were not sent, because more came in one second \
+           than `traces_per_second` and `lines_per_second` let through. The lines stand on stderr.",
+};
 /// Attempts to export.
 pub const TELEMETRY_EXPORTS: Metric = Metric {
     name: "berth.telemetry.exports",
@@ -64,5 +73,14 @@ pub const UPTIME: Metric =
 pub const CHAPTER: Chapter = Chapter {
     title: "Every process",
     about: "Exported by controllers and agents about themselves.",
-    metrics: &[TELEMETRY_DROPPED, TELEMETRY_EXPORTS, CPU_TIME, MEMORY_USAGE, THREAD_COUNT, OPEN_FILES, UPTIME],
+    metrics: &[
+        TELEMETRY_DROPPED,
+        TELEMETRY_LEFT_OUT,
+        TELEMETRY_EXPORTS,
+        CPU_TIME,
+        MEMORY_USAGE,
+        THREAD_COUNT,
+        OPEN_FILES,
+        UPTIME,
+    ],
 };

@@ -1,5 +1,5 @@
 //! What telemetry costs: the same placements with everything off, with everything on as it is meant, and with every single
-//! call traced. Each has an etcd, a controller and agents of its own; rounds take turns.
+//! call traced and every line of the log sent. Each has an etcd, a controller and agents of its own; rounds take turns.
 //!
 //! On means: traces, metrics and logs go to a collector in this process, and a scraper reads all metrics every second.
 
@@ -123,11 +123,12 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
     let collector = tokio::task::spawn_blocking(Collector::start).await??;
     let on = format!("telemetry.endpoint={}", collector.endpoint());
     let off = ["telemetry.prometheus=false".to_owned()];
-    let every = [on.clone(), "telemetry.traces_per_second=1000000".to_owned()];
+    let all = ["traces_per_second", "lines_per_second"].map(|what| format!("telemetry.{what}=1000000"));
+    let every = [std::slice::from_ref(&on), &all].concat();
     let mut sides = vec![
         Side::start("off", &off, options).await?,
         Side::start("on", std::slice::from_ref(&on), options).await?,
-        Side::start("on, every call traced", &every, options).await?,
+        Side::start("on, every call and line", &every, options).await?,
     ];
     let scraped: Vec<_> = sides.iter().skip(1).map(|side| side.controller.endpoint.clone()).collect();
     let mut scraper = JoinSet::new();

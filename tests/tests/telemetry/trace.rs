@@ -5,7 +5,7 @@ use super::scene::{BAD_VM, GOOD_VM, Metrics, PATIENCE, Scene};
 use anyhow::ensure;
 use berth_tests::etcd::Etcd;
 use berth_tests::http;
-use berth_tests::otlp::{Collector, Received};
+use berth_tests::otlp::{Collector, Line, Received};
 use berth_tests::process::wait_until;
 use expect_test::expect;
 use std::collections::BTreeSet;
@@ -105,6 +105,7 @@ fn one_trace_runs_from_the_caller_to_the_host_driver_and_says_what_failed() -> a
 
     drop(received);
     lines_belong_to_their_trace(&collector)?;
+    lines_say_whom_they_are_about(&collector, &scene)?;
     let received = collector.received();
     for (service, metric) in [
         ("berth-controller", "berth.gpus"),
@@ -143,6 +144,27 @@ fn lines_belong_to_their_trace(collector: &Collector) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A line says by itself whom it is about, also for whoever has no span of it.
+fn lines_say_whom_they_are_about(collector: &Collector, scene: &Scene) -> anyhow::Result<()> {
+    let uid = scene.call("Placements/Get", r#"{"name": "good"}"#)?["uid"].as_str().unwrap_or_default().to_owned();
+    let received = collector.received();
+    ensure!(received.doubled.is_empty(), "attributes come twice: {:#?}", received.doubled);
+    for (service, body, expected) in [
+        ("berth-controller", "a change was asked for", vec![("method", "Placements/Create"), ("outcome", "Ok")]),
+        ("berth-controller", "placement changed phase", vec![("phase", "Active"), ("node", "hv-good")]),
+        ("berth-agent", "step ended", vec![("step", "StartVm"), ("attempt", "1"), ("node", "hv-good")]),
+        ("berth-agent", "placement is as wanted", vec![("node", "hv-good")]),
+    ] {
+        let about = [("placement", "good"), ("uid", uid.as_str()), ("trace_id", GOOD_TRACE)];
+        let says = |line: &Line| {
+            expected.iter().chain(&about).all(|(key, value)| line.attributes.get(*key).is_some_and(|is| is == value))
+        };
+        let lines: Vec<_> = received.lines.iter().filter(|line| line.service == service && line.body == body).collect();
+        ensure!(lines.iter().any(|line| says(line)), "no line {body:?} says {expected:?} and {about:?}: {lines:#?}");
+    }
+    Ok(())
+}
+
 /// Metrics and the API count the same things the same way.
 fn as_the_api_says(scene: &Scene) -> anyhow::Result<()> {
     // What is read is at most a second old.
@@ -169,6 +191,9 @@ fn as_the_api_says(scene: &Scene) -> anyhow::Result<()> {
         let measured = metrics.get("berth_slots", &[("model", "A16"), ("size", &size)])?;
         check(&size, measured, number(&slots["vms"]))?;
     }
+    let drift = scene.call("Inventory/ListDrift", "{}")?;
+    let differences = drift["differences"].as_array().map_or(0, Vec::len);
+    check("differences", metrics.get("berth_differences", &[])?, f64::from(u32::try_from(differences)?))?;
     let status = scene.call("Operations/Status", "{}")?;
     check("claims", metrics.get("berth_gpus_held", &about)?, number(&status["claims"]))?;
     check(
