@@ -6,8 +6,10 @@ use crate::api::operations::SharedCheck;
 use crate::replica::Replica;
 use crate::standing::Board;
 use berth_core::condition::{LOST_AFTER, conditions};
+use berth_core::drift;
 use berth_core::schedule::capacity;
 use berth_core::world::{Link, Node, View, World};
+use berth_model::drift::Kind;
 use berth_model::gpu::GpuState;
 use berth_model::placement::{Drift, Phase, Placement};
 use berth_model::{NodeName, Timestamp};
@@ -27,24 +29,53 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The value of a series, by the values of its labels.
 type Series = BTreeMap<Vec<String>, f64>;
 
+/// Most labels of one metric of the fleet.
+const LABELS: usize = 4;
+
+/// Figures being counted. Tens of thousands are added up once a second, so that no label is copied before the end.
+#[derive(Default)]
+struct Counting<'a>(BTreeMap<&'static str, BTreeMap<[&'a str; LABELS], f64>>);
+
+impl<'a> Counting<'a> {
+    fn slot(&mut self, metric: &Metric, labels: &[&'a str]) -> &mut f64 {
+        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        let mut key = [""; LABELS];
+        for (slot, label) in key.iter_mut().zip(labels) {
+            *slot = label;
+        }
+        self.0.entry(metric.name).or_default().entry(key).or_insert(0.0)
+    }
+
+    fn add(&mut self, metric: &Metric, labels: &[&'a str], value: f64) {
+        *self.slot(metric, labels) += value;
+    }
+
+    fn most(&mut self, metric: &Metric, labels: &[&'a str], value: f64) {
+        let slot = self.slot(metric, labels);
+        *slot = slot.max(value);
+    }
+
+    fn done(self) -> Figures {
+        let labels_of =
+            |name: &str| names::CHAPTER.metrics.iter().find(|it| it.name == name).map_or(0, |it| it.labels.len());
+        let owned = |(name, series): (&'static str, BTreeMap<[&str; LABELS], f64>)| {
+            let labels = labels_of(name);
+            let owned = |(key, value): ([&str; LABELS], f64)| {
+                (key.into_iter().take(labels).map(str::to_owned).collect(), value)
+            };
+            (name, series.into_iter().map(owned).collect())
+        };
+        Figures(self.0.into_iter().map(owned).collect())
+    }
+}
+
 /// All figures of one moment.
 #[derive(Debug, Default)]
 pub(super) struct Figures(BTreeMap<&'static str, Series>);
 
+#[cfg(test)]
 impl Figures {
-    fn add(&mut self, metric: &Metric, labels: &[&str], value: f64) {
-        let labels = labels.iter().map(|&label| label.to_owned()).collect();
-        *self.0.entry(metric.name).or_default().entry(labels).or_insert(0.0) += value;
-    }
-
-    fn most(&mut self, metric: &Metric, labels: &[&str], value: f64) {
-        let labels = labels.iter().map(|&label| label.to_owned()).collect();
-        let slot = self.0.entry(metric.name).or_default().entry(labels).or_insert(0.0);
-        *slot = slot.max(value);
-    }
-
     /// One series.
-    #[cfg(test)]
     fn get(&self, metric: &Metric, labels: &[&str]) -> Option<f64> {
         self.0.get(metric.name)?.get(&labels.iter().map(|&label| label.to_owned()).collect::<Vec<_>>()).copied()
     }
@@ -86,10 +117,27 @@ fn drift_kind(drift: &Drift) -> &'static str {
     }
 }
 
-/// Counts everything.
-pub(super) fn figures(world: &World, now: Timestamp, last_seen: &dyn Fn(&NodeName) -> Option<Timestamp>) -> Figures {
-    let mut figures = Figures::default();
+/// GPUs of one VM, as a label.
+fn size(gpus: u32) -> &'static str {
+    match gpus {
+        1 => "1",
+        2 => "2",
+        4 => "4",
+        8 => "8",
+        16 => "16",
+        _ => OTHER,
+    }
+}
+
+/// Counts everything. `violations` were found by the last check.
+pub(super) fn figures(
+    world: &World,
+    now: Timestamp,
+    last_seen: &dyn Fn(&NodeName) -> Option<Timestamp>,
+    violations: usize,
+) -> Figures {
     let capacity = capacity(world);
+    let mut figures = Counting::default();
     let models = Known::new(capacity.iter().map(|model| model.model.to_string()), MAX_MODELS);
     let clusters = Known::new(world.nodes().filter_map(|node| Some(node.cluster()?.to_string())), MAX_CLUSTERS);
     for model in &capacity {
@@ -98,11 +146,11 @@ pub(super) fn figures(world: &World, now: Timestamp, last_seen: &dyn Fn(&NodeNam
             figures.add(&names::GPUS_UNAVAILABLE, &[name, reason], f64::from(*count));
         }
         for slots in &model.slots {
-            let size = slots.gpus.to_string();
-            figures.add(&names::SLOTS, &[name, &size], f64::from(slots.vms));
+            let size = size(slots.gpus);
+            figures.add(&names::SLOTS, &[name, size], f64::from(slots.vms));
             if slots.gpus > 1 && model.available > 0 && name != OTHER {
                 let used = f64::from(slots.vms) * f64::from(slots.gpus) / f64::from(model.available);
-                figures.add(&names::FRAGMENTATION, &[name, &size], (1.0 - used).max(0.0));
+                figures.add(&names::FRAGMENTATION, &[name, size], (1.0 - used).max(0.0));
             }
         }
     }
@@ -126,16 +174,24 @@ pub(super) fn figures(world: &World, now: Timestamp, last_seen: &dyn Fn(&NodeNam
     for drift in ["VmGone", "VmClustered", "NotAttached", "InOtherVm", "WrongCard"] {
         figures.add(&names::DRIFT, &[drift], 0.0);
     }
+    for kind in Kind::ALL {
+        figures.add(&names::DIFFERENCES, &[kind.name()], 0.0);
+    }
+    let on_purpose = drift::left_on_purpose(world);
+    for found in world.nodes().flat_map(|node| drift::of_node(world, node, &on_purpose)) {
+        figures.add(&names::DIFFERENCES, &[found.kind.name()], 1.0);
+    }
     for placement in world.placements() {
         count_placement(&mut figures, world, placement, now);
     }
     figures.add(&names::QUEUE_DEPTH, &[], number(u64::try_from(world.queued()).unwrap_or(u64::MAX)));
-    figures
+    figures.add(&names::VIOLATIONS, &[], number(u64::try_from(violations).unwrap_or(u64::MAX)));
+    figures.done()
 }
 
-fn count_node(
-    figures: &mut Figures,
-    node: &Node,
+fn count_node<'a>(
+    figures: &mut Counting<'a>,
+    node: &'a Node,
     now: Timestamp,
     last_seen: &dyn Fn(&NodeName) -> Option<Timestamp>,
     (models, clusters): (&Known, &Known),
@@ -171,7 +227,7 @@ fn count_node(
     }
 }
 
-fn count_placement(figures: &mut Figures, world: &World, placement: &Placement, now: Timestamp) {
+fn count_placement(figures: &mut Counting<'_>, world: &World, placement: &Placement, now: Timestamp) {
     let phase = placement.phase.name();
     figures.add(&names::PLACEMENTS, &[phase], 1.0);
     let age = now.since(placement.phase_since).as_secs_f64();
@@ -230,9 +286,9 @@ impl Cache {
             return Some((Arc::clone(figures), kept.held.clone()));
         }
         let snapshot = self.replica.now();
-        let mut figures = figures(&snapshot.world, crate::leader::now(), &|node| self.seen.last_seen(node));
-        let violations = u64::try_from(self.checked.load().violations.len()).unwrap_or(u64::MAX);
-        figures.add(&names::VIOLATIONS, &[], number(violations));
+        let violations = self.checked.load().violations.len();
+        let seen = |node: &NodeName| self.seen.last_seen(node);
+        let figures = figures(&snapshot.world, crate::leader::now(), &seen, violations);
         let (at, figures) = (Instant::now(), Arc::new(figures));
         let now_held = figures.0.get(names::GPUS_HELD.name).cloned().unwrap_or_default();
         let (since, was_held) = match &kept.figures {
@@ -264,6 +320,7 @@ pub(super) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, 
         &names::PLACEMENTS_OVERDUE,
         &names::PLACEMENTS_CONDITIONS,
         &names::DRIFT,
+        &names::DIFFERENCES,
         &names::QUEUE_DEPTH,
         &names::NODES,
         &names::NODES_LOST_HOLDING,
@@ -308,7 +365,7 @@ mod tests {
     }
 
     fn of(brain: &Brain, now: Timestamp) -> Figures {
-        figures(brain.world(), now, &|_| Some(START))
+        figures(brain.world(), now, &|_| Some(START), 0)
     }
 
     #[test]

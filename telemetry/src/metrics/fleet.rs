@@ -152,6 +152,17 @@ pub const DRIFT: Metric = Metric {
     labels: &[Label { key: KIND, values: "`VmGone`, `VmClustered`, `NotAttached`, `InOtherVm`, `WrongCard`" }],
     what: "Active placements whose node shows something else than is wanted, without Berth's doing.",
 };
+/// Everything by which hosts differ.
+pub const DIFFERENCES: Metric = Metric {
+    name: "berth.differences",
+    kind: Kind::Gauge,
+    unit: "{difference}",
+    labels: &[Label {
+        key: KIND,
+        values: "as of `berth.drift`, and of no placement `StaleRecord`, `AssignedByHand`, `LeftDismounted`, `Disabled`, `CardMissing`",
+    }],
+    what: "How hosts differ from what is wanted or known, without Berth's doing: what `ListDrift` lists. A device counts, not its placement.",
+};
 /// Placements that wait for room.
 pub const QUEUE_DEPTH: Metric = Metric {
     name: "berth.queue.depth",
@@ -242,7 +253,7 @@ pub const STEPS_FAILED: Metric = Metric {
     labels: &[
         Label {
             key: STEP,
-            values: "the 13 steps: `Check`, `MakeStandalone`, `StopVm`, `ConfigureVm`, `Disable`, `Dismount`, `Attach`, `StartVm`, `Verify`, `Detach`, `Mount`, `Enable`, `RestoreVm`",
+            values: "the 14 steps: `Check`, `MakeStandalone`, `StopVm`, `ConfigureVm`, `Disable`, `Dismount`, `Attach`, `StartVm`, `Verify`, `InstallDriver`, `Detach`, `Mount`, `Enable`, `RestoreVm`",
         },
         Label { key: CLASS, values: "`Failed`, `TimedOut`, `NoEffect`, `Forbidden`, `NotThere`" },
     ],
@@ -270,6 +281,7 @@ pub const CHAPTER: Chapter = Chapter {
         PLACEMENTS_ENDED,
         PLACEMENT_DURATION,
         DRIFT,
+        DIFFERENCES,
         QUEUE_DEPTH,
         QUEUE_WAIT,
         STEPS_FAILED,
