@@ -11,7 +11,7 @@ mod record;
 pub(crate) use read::read;
 pub use record::Asked;
 pub use record::records;
-pub(crate) use record::refused;
+pub(crate) use record::{filled, refused};
 
 use crate::metrics::AUDIT;
 use berth_proto::v1::AuditRecord;

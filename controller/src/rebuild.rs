@@ -92,7 +92,7 @@ pub async fn run(
         anyhow::bail!("not rebuilt: nothing was written");
     }
     let fence = &leadership.fence;
-    refill::write(store, fence, config.commit_deadline, &rebuilt.content, &config.limits, now()).await?;
+    refill::write(store, fence, "Rebuild", config.commit_deadline, &rebuilt.content, &config.limits, now()).await?;
     gathering.stop().await;
     console.say(&format!(
         "Rebuilt: {} nodes and {} placements. Start the controller now.",

@@ -4,6 +4,7 @@
 //! claims are there before, and as long as, their placements are not. Must never be used on a store that another
 //! controller leads.
 
+use crate::audit;
 use crate::leader::load;
 use berth_core::decide::{Brain, Limits};
 use berth_core::invariants::{self, Violation};
@@ -151,10 +152,12 @@ pub(crate) async fn lead(store: &dyn Store, what: &str) -> Result<Leadership, Er
     }
 }
 
-/// Replaces everything in the store by `content`, then reads it back.
+/// Replaces everything in the store by `content`, then reads it back. The audit says so of each placement, as `action`, in the
+/// very transaction that writes it.
 pub(crate) async fn write(
     store: &dyn Store,
     fence: &Fence,
+    action: &'static str,
     deadline: Duration,
     content: &Content,
     limits: &Limits,
@@ -166,8 +169,16 @@ pub(crate) async fn write(
     let cut_off = |written| move |source| Error::CutOff { written, all, source };
     within(deadline, term::raise(store, fence, content.term)).await.map_err(cut_off(0))?;
     let mut written = 0;
-    for writes in batches(steps(content, &present)) {
-        let puts = writes.iter().filter(|write| matches!(write, Write::Put { .. })).count();
+    let placements: BTreeMap<_, _> = content.placements.iter().map(|it| (key::placement(it.name()), it)).collect();
+    for (group, mut writes) in (1..).zip(batches(steps(content, &present))) {
+        let puts: Vec<_> = writes.iter().filter(|write| matches!(write, Write::Put { .. })).map(Write::key).collect();
+        let told = puts.iter().filter_map(|&key| placements.get(key));
+        let told: Vec<_> = told.map(|placement| audit::filled(now, action, placement)).collect();
+        let puts = puts.len();
+        if !told.is_empty() {
+            let key = berth_store::audit::fresh(fence.created, group);
+            writes.push(Write::Put { key, value: berth_store::audit::batch(told) });
+        }
         let transaction = Transaction { fence: Some(fence.clone()), preconditions: Vec::new(), writes };
         within(deadline, store.commit(transaction)).await.map_err(cut_off(written))?;
         written += puts;

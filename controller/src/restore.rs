@@ -101,7 +101,8 @@ pub async fn run(
     if !yes && !console.confirm("Restore it?")? {
         anyhow::bail!("not restored: nothing was changed");
     }
-    refill::write(store, &leadership.fence, config.commit_deadline, &prepared.content, &config.limits, now).await?;
+    let fence = &leadership.fence;
+    refill::write(store, fence, "Restore", config.commit_deadline, &prepared.content, &config.limits, now).await?;
     console.say(&format!(
         "Restored: {} nodes and {} placements. Start the controller now.",
         prepared.content.nodes.len(),

@@ -114,6 +114,11 @@ fn record(now: Timestamp, caller: &str, action: &str, placement: &Placement) -> 
     }
 }
 
+/// The record of a placement that was put into the store by hand: `Restore`, `Rebuild`.
+pub(crate) fn filled(now: Timestamp, action: &str, placement: &Placement) -> AuditRecord {
+    record(now, "", action, placement)
+}
+
 /// The record of a refused call.
 pub(crate) fn refused(now: Timestamp, asked: &Asked, refusal: &Refusal) -> AuditRecord {
     AuditRecord {

@@ -57,7 +57,7 @@ async fn filled(content: &Content) -> Arc<Memory> {
     let store = Arc::new(Memory::new());
     let led = refill::lead(store.as_ref(), "test").await.unwrap();
     let deadline = Duration::from_secs(5);
-    refill::write(store.as_ref(), &led.fence, deadline, content, &Limits::default(), TAKEN).await.unwrap();
+    refill::write(store.as_ref(), &led.fence, "Restore", deadline, content, &Limits::default(), TAKEN).await.unwrap();
     store
 }
 
@@ -132,6 +132,26 @@ async fn what_was_backed_up_comes_back_and_can_go_on() {
 }
 
 #[tokio::test]
+async fn the_audit_tells_of_each_placement_that_came_back() {
+    let content = world(3);
+    let store = filled(&content).await;
+    let fresh = store.range(berth_store::audit::FRESH, None, None, 100).await.unwrap().items;
+    let mut told = Vec::new();
+    for item in &fresh {
+        let written: Vec<_> = content.placements.iter().map(|placement| key::placement(placement.name())).collect();
+        for record in berth_store::audit::read_batch(item).unwrap() {
+            let key = key::placement(&record.placement.parse().unwrap());
+            let placement = store.get(&key).await.unwrap().unwrap();
+            assert!(written.contains(&key) && placement.modified == item.modified, "{record:?}: another transaction");
+            told.push((record.action.clone(), record.placement, record.uid));
+        }
+    }
+    let expected =
+        content.placements.iter().map(|it| ("Restore".to_owned(), it.name().to_string(), it.uid.to_string()));
+    assert_eq!(told, expected.collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn nothing_happens_without_a_yes() {
     let file = File::new(&parts(filled(&world(2)).await).await);
     for answer in ["", "\n", "n\n", "perhaps\n"] {
@@ -170,9 +190,17 @@ async fn a_restore_that_is_cut_off_leaves_nothing_that_a_controller_would_lead()
             let store = Scripted::new(10_000);
             let led = refill::lead(store.as_ref(), "test").await.unwrap();
             let old = world(before);
-            refill::write(store.as_ref(), &led.fence, Duration::from_secs(5), &old, &Limits::default(), TAKEN)
-                .await
-                .unwrap();
+            refill::write(
+                store.as_ref(),
+                &led.fence,
+                "Restore",
+                Duration::from_secs(5),
+                &old,
+                &Limits::default(),
+                TAKEN,
+            )
+            .await
+            .unwrap();
             store.gate.forget_permits(10_000);
             store.gate.add_permits(permits);
             let (ended, _) = restore(store.as_ref(), file.options(true, true), "").await;
@@ -273,8 +301,9 @@ async fn a_controller_that_leads_meanwhile_is_not_overwritten() {
     let writes = vec![Write::Put { key: key::NODES.to_owned() + "n9", value: "x".into() }];
     store.commit(Transaction { writes, ..Transaction::default() }).await.unwrap();
     let deadline = Duration::from_secs(5);
-    let outcome =
-        refill::write(&store, &led.fence, deadline, &prepared.content, &Limits::default(), TAKEN).await.unwrap_err();
+    let outcome = refill::write(&store, &led.fence, "Restore", deadline, &prepared.content, &Limits::default(), TAKEN)
+        .await
+        .unwrap_err();
     assert!(matches!(outcome, refill::Error::CutOff { written: 0, source: berth_store::CommitError::Fenced, .. }));
     assert_eq!(refill::keys(&store).await.unwrap(), ["berth/v1/nodes/n9"]);
 }
