@@ -240,9 +240,8 @@ impl HyperV {
                 Err(failure) => match failure.kind {
                     Kind::Unconfirmed | Kind::Failed if begun.elapsed() < self.options.shutdown => {}
                     Kind::Unconfirmed | Kind::Failed => break,
-                    // Its guest does not run, so it cannot be asked. Whether a saved state may be let go of, the script
-                    // looks at again: only where the VM lists a device, with which it cannot be resumed.
-                    Kind::Refused if matches!(failure.vm_state(), Some("Paused" | "Saved" | "FastSaved")) => break,
+                    // Its guest does not run, so it cannot be asked. A saved state is left to people.
+                    Kind::Refused if failure.vm_state() == Some("Paused") => break,
                     Kind::Refused | Kind::NotThere | Kind::Invalid => return Err(refused(failure)),
                 },
             }

@@ -5,7 +5,7 @@
         'Get-VM', 'Get-VMHost', 'Get-VMSnapshot', 'Get-VMNetworkAdapter', 'Get-VMHostAssignableDevice', 'Get-VMResourcePool',
         'Get-VMAssignableDevice', 'Set-VM', 'Start-VM', 'Stop-VM', 'Dismount-VMHostAssignableDevice',
         'Mount-VMHostAssignableDevice', 'Add-VMAssignableDevice', 'Remove-VMAssignableDevice',
-        'Invoke-Command'
+        'Invoke-Command', 'Receive-Job'
     )
     CmdletsToExport = @()
     AliasesToExport = @()

@@ -576,7 +576,7 @@ function Remove-VMAssignableDevice {
 
 # A job that runs a block beside this, as far as what is received from it goes.
 function New-FakeJob($Problem, [string] $Text, [object[]] $Given, [bool] $Breaks) {
-    $shell = [powershell]::Create()
+    $shell = [powershell]::Create([System.Management.Automation.Runspaces.InitialSessionState]::CreateDefault2())
     $null = $shell.AddScript({
             param($problem, $text, $given, $breaks)
             if ($problem) { throw $problem }
@@ -652,4 +652,4 @@ function Invoke-Command {
 
 Export-ModuleMember -Function Get-VM, Get-VMHost, Get-VMSnapshot, Get-VMNetworkAdapter, Get-VMHostAssignableDevice,
     Get-VMResourcePool, Get-VMAssignableDevice, Set-VM, Start-VM, Stop-VM, Dismount-VMHostAssignableDevice, Mount-VMHostAssignableDevice,
-    Add-VMAssignableDevice, Remove-VMAssignableDevice, Invoke-Command
+    Add-VMAssignableDevice, Remove-VMAssignableDevice, Invoke-Command, Receive-Job
