@@ -191,7 +191,7 @@ fn a_role_that_was_removed_can_be_made_again_by_whoever_reads_what_it_was() -> a
     let placement = site.ok(&["get", "placements", "one", "-o", "json"])?.json()?;
     let role = json!({ "name": "Rolle 7", "owner": "NODE1", "priority": 2000 });
     let notes: Vec<_> =
-        placement["history"].as_array().into_iter().flatten().map(|note| &note["role_removed"]).collect();
+        placement["history"].as_array().into_iter().flatten().map(|note| &note["roleRemoved"]).collect();
     ensure!(notes == [&role], "{placement:#}");
     let mut audit = String::new();
     let written = wait_until(PATIENCE, || {
