@@ -160,7 +160,7 @@ fn a_command_runs_in_a_windows_guest_once_and_holds_up_nobody() -> anyhow::Resul
         &file,
         format!(
             "[hyperv.guest]\ncredential = {credential:?}\n[hyperv.guest.install.nvidia]\n\
-             windows = ['C:\\NVIDIA 550\\setup.exe', '-s', 'a b']\nseconds = 120\n"
+             windows = ['C:\\NVIDIA 550\\setup.exe', '-s', 'a b']\nseconds = 120\n[hyperv.guest.install.other]\nlinux = ['x']\n"
         ),
     )?;
     site.settings = vec!["--config".to_owned(), file.display().to_string()];
@@ -179,6 +179,11 @@ fn a_command_runs_in_a_windows_guest_once_and_holds_up_nobody() -> anyhow::Resul
     ensure!(std::fs::read_to_string(&trace)? == "ran -s a b\n", "not once, or with other words");
     site.release("one")?;
     site.release("two")?;
+    std::fs::remove_file(&installed)?;
+    // Named, and not for this kind of guest.
+    place(&site, "other")?;
+    let failed = wait_failed(&site)?.to_string();
+    ensure!(failed.contains("this is a Windows guest") && failed.contains("install.other"), "{failed}");
     site.as_before(&state)?;
     let log = site.log();
     ensure!(!log.contains("copying files") && !log.contains("Geheim"), "output or password is in the log:\n{log}");

@@ -74,8 +74,8 @@ pub(super) struct Job {
     attempts: BTreeMap<Key, u32>,
     /// The step that ended since the last decision, and its error.
     ended: Option<(Key, Option<StepError>)>,
-    /// Why the next attempt is not the first.
-    last_error: Option<StepError>,
+    /// Why the next attempt at a step is not the first.
+    errors: BTreeMap<Key, StepError>,
     /// Giving back was reported as failed; it goes on, slowly and quietly.
     stranded: bool,
     report: Option<StepReport>,
@@ -89,7 +89,7 @@ impl Job {
             withdrawn: false,
             attempts: BTreeMap::new(),
             ended: None,
-            last_error: None,
+            errors: BTreeMap::new(),
             stranded: false,
             report: None,
         };
@@ -113,7 +113,7 @@ impl Job {
         self.desired = wish;
         self.attempts.clear();
         self.ended = None;
-        self.last_error = None;
+        self.errors.clear();
         self.stranded = false;
         self.report = None;
         match &mut self.stage {
@@ -216,19 +216,29 @@ impl Job {
             Some((ended, error)) if ended == key => {
                 Some(error.unwrap_or_else(|| no_effect(&step, &self.desired, view)))
             }
-            Some(_) | None => None,
+            // Another step comes between: a guest is asked anew before a command is tried again.
+            Some((ended, Some(error))) => {
+                self.errors.insert(ended, error);
+                None
+            }
+            Some((ended, None)) => {
+                self.errors.remove(&ended);
+                None
+            }
+            None => None,
         };
         if let Some(error) = error {
             if error.class == StepErrorClass::Forbidden || self.stranded || tried >= pace.attempts_at(key.0) {
                 return self.give_up(key.0, error, pace, now);
             }
-            self.last_error = Some(error);
+            self.errors.insert(key, error);
             self.stage = Stage::Paused { until: now.after(pace.pause(tried)) };
             return Verdict::Quiet;
         }
-        if tried >= pace.attempts_at(key.0) && !self.stranded {
-            // Done and undone again by somebody, over and over.
-            let error = self.last_error.take().unwrap_or_else(|| no_effect(&step, &self.desired, view));
+        let forbidden = self.errors.get(&key).is_some_and(|error| error.class == StepErrorClass::Forbidden);
+        if (forbidden || tried >= pace.attempts_at(key.0)) && !self.stranded {
+            // Without an error, it was done and undone again by somebody, over and over.
+            let error = self.errors.remove(&key).unwrap_or_else(|| no_effect(&step, &self.desired, view));
             return self.give_up(key.0, error, pace, now);
         }
         if let Step::ConfigureVm { vm, .. } = &step
@@ -245,7 +255,7 @@ impl Job {
             memory.take(address, &self.desired, view);
         }
         let attempt = tried.saturating_add(1);
-        let last_error = if tried == 0 { None } else { self.last_error.clone() };
+        let last_error = self.errors.get(&key).filter(|_| tried > 0).cloned();
         if !self.stranded {
             self.report = Some(StepReport::Working { step: key.0, attempt, last_error });
         }

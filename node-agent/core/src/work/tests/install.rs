@@ -126,6 +126,32 @@ fn one_that_was_surely_not_begun_is_tried_again_and_one_that_may_have_been_is_no
     assert_eq!(*bench.last_said(), StepReport::Failed { step: StepKind::InstallDriver, error });
 }
 
+/// A guest must be asked anew once a command was to run in it, whatever came of that.
+#[test]
+fn why_it_was_not_begun_is_not_forgotten_over_asking_the_guest_again() {
+    for class in [StepErrorClass::Forbidden, StepErrorClass::Failed] {
+        let mut bench = bench(Memory::default());
+        let error = StepError { class, text: "no such command".to_owned() };
+        let mut tried = 0;
+        while let Some(start) = bench.until_step(Duration::from_secs(600)) {
+            match start.step.kind() {
+                StepKind::InstallDriver => {
+                    tried += 1;
+                    vm_of(&mut bench.view).guest = None;
+                    bench.work.installed(&start.uid, Err(error.clone()));
+                }
+                StepKind::Verify => {
+                    shows(&mut bench, 0);
+                    bench.ended(&start, Ok(()));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(tried, if class == StepErrorClass::Forbidden { 1 } else { 5 });
+        assert_eq!(*bench.last_said(), StepReport::Failed { step: StepKind::InstallDriver, error });
+    }
+}
+
 #[test]
 fn a_placement_that_is_given_up_meanwhile_still_learns_how_it_ended() {
     let mut bench = bench(Memory::default());
