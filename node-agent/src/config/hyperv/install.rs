@@ -89,7 +89,7 @@ mod tests {
             hyperv.guest.install.c.seconds: 0 is not from 1 to 3600
             hyperv.guest.install.d.linux: 0 words are not from 1 to 32: a program and its arguments
             hyperv.guest.install.e: names nothing to run: linux, windows or both must be there
-            hyperv.guest.install.f.windows: "setup.exe" is no program by its whole path (C:\\…\\x.exe)
+            hyperv.guest.install.f.windows: "setup.exe" is no program by its whole path (C:\…\x.exe)
         "#]]
         .assert_eq(&read("[\"a b\"]\nlinux = [\"x\"]\n[c]\nlinux = [\"x\"]\nseconds = 0\n[d]\nlinux = []\n\
                     [e]\nseconds = 9\n[f]\nwindows = [\"setup.exe\"]\n").1);
