@@ -140,6 +140,8 @@ fn hostile_arguments_reach_no_cmdlet_that_acts() {
             json!({ "stop_action": "TurnOff", "notes": "x" }),
         ])
         .collect();
+    // Any name: it is held against what the cluster says, and handed to no cmdlet.
+    let roles: Vec<_> = never().into_iter().filter(|value| value.as_str().is_none_or(str::is_empty)).collect();
     let device = json!({ "location_path": A2[0] });
     let both = json!({ "vm": UBUNTU, "location_path": A2[0] });
     let vm = json!({ "vm": UBUNTU });
@@ -171,6 +173,7 @@ fn hostile_arguments_reach_no_cmdlet_that_acts() {
                     "location_path" => &paths,
                     "vm" => &ids,
                     "settings" => &settings,
+                    "role" => &roles,
                     _ => &flags,
                 };
                 bad.extend(
