@@ -205,11 +205,12 @@ impl Work {
         let told = jobs.filter_map(|(uid, job)| {
             job.standing(uid, self.generation).or_else(|| {
                 // Nothing is reported of what is only watched, but what was done for it by force, or run in its guest, or
-                // which role its VM had, must be learned of.
+                // which role its VM had, must be learned of. Whatever is to be changed reports when it stands somewhere: to call
+                // it satisfied before would give its GPUs away.
                 let unsaid = self.memory.forced.contains_key(uid)
                     || self.memory.installs.contains_key(uid)
                     || self.memory.roles.contains_key(uid);
-                unsaid.then(|| Progress {
+                (unsaid && job.desired.intent == Intent::Kept).then(|| Progress {
                     generation: self.generation,
                     uid: uid.clone(),
                     report: StepReport::Satisfied,

@@ -115,6 +115,20 @@ fn a_step_that_took_effect_although_it_failed_is_not_tried_again() {
     }
 }
 
+/// An agent that starts in the middle of a release remembers what else is to be told of the placement.
+#[test]
+fn what_is_not_undone_yet_is_not_called_satisfied_to_a_new_session() {
+    let wish = desired(Intent::Detached);
+    let role = ClusterRole { name: "one".parse().unwrap(), owner: None, priority: None };
+    let mut memory = Memory::default();
+    memory.roles.insert(wish.uid.clone(), role);
+    let mut work = Work::new(memory, Pace::default());
+    work.desire(node(2, vec![wish]));
+    work.new_session();
+    let said = work.next(Timestamp::from_millis(1_000)).progress;
+    assert!(said.iter().all(|progress| progress.report != StepReport::Satisfied), "{said:?}");
+}
+
 #[test]
 fn what_a_rule_of_the_host_forbids_is_not_tried_again() {
     let mut bench = Bench::new(Intent::Attached);
