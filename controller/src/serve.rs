@@ -56,6 +56,10 @@ const TCP_PROBES: u32 = 3;
 const TELLING: Duration = Duration::from_secs(5);
 /// Pause when the system gives no connection (out of files): what is open must end first.
 const NO_ACCEPT: Duration = Duration::from_millis(500);
+/// How long a server that ends still opens to whoever has knocked, and waits for their first words: connections are made and
+/// used within milliseconds.
+const LAST_KNOCK: Duration = Duration::from_millis(20);
+const FIRST_WORDS: Duration = Duration::from_millis(200);
 
 const USE_TLS: &str = "this port speaks TLS: use https:// and name the CA of its certificate";
 const USE_PLAIN: &str = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
@@ -142,6 +146,15 @@ pub(crate) async fn run(listener: TcpListener, router: Router, options: Options,
         crowded = false;
         connections.spawn(connection(Arc::clone(&shared), stream, peer, place));
     }
+    // Whoever knocked before the door closed is let in and told to go elsewhere: closing it on them would look like a crash
+    // in the midst of a call, after which nobody knows whether to ask again.
+    let last = async {
+        while let Ok((stream, peer)) = listener.accept().await {
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+            connections.spawn(connection(Arc::clone(&shared), stream, peer, place));
+        }
+    };
+    let _over = timeout(LAST_KNOCK, last).await;
     drop(listener);
     while let Some(ended) = connections.join_next().await {
         log_crash(ended);
@@ -165,13 +178,15 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, _p
         tracing::debug!(%peer, { names::ERROR } = %error, "a connection stays as the system made it");
     }
     let mut first = [0];
+    let unasked = AtomicBool::new(false);
     let speaks_tls = tokio::select! {
         peeked = timeout(HANDSHAKE, stream.peek(&mut first)) => match peeked {
             Ok(Ok(1..)) => first == [berth_tls::FIRST_BYTE],
             // It said nothing: a probe of the port, or somebody who wants to keep a place.
             Ok(Ok(0) | Err(_)) | Err(_) => return,
         },
-        () = shared.stop.cancelled() => return,
+        // Its first words may be on their way.
+        () = ends(&shared, &unasked) => return,
     };
     match (&shared.tls, speaks_tls) {
         (None, false) => serve(&shared, stream, Caller::new(peer, Proof::PlainText)).await,
@@ -234,7 +249,7 @@ where
     let ended = loop {
         tokio::select! {
             ended = connection.as_mut() => break ended,
-            () = shared.stop.cancelled(), if !ending => {
+            () = ends(shared, &asked), if !ending => {
                 ending = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -248,6 +263,15 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!({ names::ERROR } = %error, "a connection ended");
+    }
+}
+
+/// Waits for the end of the server, as long as it is for this connection: one that nothing was asked on yet would be closed on
+/// a question that is on its way.
+async fn ends(shared: &Shared, asked: &AtomicBool) {
+    shared.stop.cancelled().await;
+    if !asked.load(Ordering::Relaxed) {
+        sleep(FIRST_WORDS).await;
     }
 }
 
@@ -329,6 +353,20 @@ mod tests {
         server.stop.cancel();
         assert_eq!(rest(&mut stream).await, "");
         timeout(PATIENCE, server.tasks.join_next()).await.expect("the server goes on").unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_knocked_before_the_end_gets_an_answer() {
+        for _ in 0..20 {
+            let mut server = server(|_| ()).await;
+            let mut stream = connect(&server).await;
+            server.stop.cancel();
+            tokio::task::yield_now().await;
+            ask(&mut stream).await.unwrap();
+            let answer = rest(&mut stream).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+            timeout(PATIENCE, server.tasks.join_next()).await.expect("the server goes on").unwrap().unwrap();
+        }
     }
 
     #[tokio::test]
