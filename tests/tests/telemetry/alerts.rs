@@ -126,8 +126,10 @@ fn an_alert_is_pending_then_firing_and_gone_when_its_cause_is_mended() -> anyhow
     ensure!(fires - pends >= f64::from(FOR_SECONDS), "it did not wait:\n{story}");
     ensure!(!none.iter().any(|time| (begins..=ends).contains(time)), "the cause came and went:\n{story}");
 
-    // Nothing else fired but what says the same of the agent.
-    let fired = prometheus.ask("count by (alertname) (count_over_time(ALERTS{alertstate=\"firing\"}[1h]))")?;
+    // Nothing else fired meanwhile but what says the same of the agent. Before its first scrape a Prometheus knows of no leader.
+    let since = std::time::UNIX_EPOCH.elapsed()?.as_secs_f64() - begins;
+    let query = format!("count by (alertname) (count_over_time(ALERTS{{alertstate=\"firing\"}}[{since:.0}s]))");
+    let fired = prometheus.ask(&query)?;
     let fired = fired.as_array().into_iter().flatten().filter_map(|one| one["metric"]["alertname"].as_str());
     let fired: BTreeSet<_> = fired.collect();
     ensure!(fired == BTreeSet::from(["BerthAgentGone", ALERT]), "{fired:?} fired");
