@@ -19,7 +19,7 @@ pub use agent::MAX_GENERATION_LEAP;
 use berth_model::Timestamp;
 use berth_model::desired::DesiredNode;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
-use berth_model::history::{ClusterRole, Forced};
+use berth_model::history::Note;
 use berth_model::id::{FleetId, GpuId, NodeName, PlacementName, PlacementUid, RequestId, VmId};
 use berth_model::inventory::{Hello, InventoryReport};
 use berth_model::node::StoredNode;
@@ -148,30 +148,13 @@ pub struct Decision {
     pub touched: BTreeSet<PlacementName>,
     /// Nodes whose view (or whose GPUs' view) changed.
     pub nodes: BTreeSet<NodeName>,
-    /// Uses of force that were learned of: to be written down for an auditor once committed.
-    pub forced: Vec<ForcedFor>,
-    /// Clustered roles that were learned to be removed: to be written down for an auditor as well.
-    pub removed_roles: Vec<RoleRemovedFor>,
+    /// What agents did that was learned of, and is in the histories now.
+    pub learned: Vec<Learned>,
 }
 
-/// A clustered role that was removed, and for which placement.
+/// What an agent did that was learned of, and for which placement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoleRemovedFor {
-    /// On which node.
-    pub node: NodeName,
-    /// For which placement.
-    pub placement: PlacementName,
-    /// Its uid.
-    pub uid: PlacementUid,
-    /// Who asked for that placement, and allowed it.
-    pub caller: String,
-    /// What it was.
-    pub role: ClusterRole,
-}
-
-/// A use of force, and for which placement.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForcedFor {
+pub struct Learned {
     /// On which node.
     pub node: NodeName,
     /// For which placement.
@@ -181,7 +164,7 @@ pub struct ForcedFor {
     /// Who asked for that placement.
     pub caller: String,
     /// What was done.
-    pub forced: Forced,
+    pub what: Note,
 }
 
 /// What is stored cannot be true.

@@ -1,7 +1,7 @@
 //! What stands in a record.
 
-use berth_core::decide::{Change, Decision, ForcedFor, Input, RoleRemovedFor};
-use berth_model::history::Forced;
+use berth_core::decide::{Change, Decision, Input, Learned};
+use berth_model::history::{Forced, Note};
 use berth_model::placement::{Phase, Placement};
 use berth_model::reason::Refusal;
 use berth_model::{PlacementName, Timestamp};
@@ -51,30 +51,28 @@ pub fn records(now: Timestamp, asked: Option<&Asked>, decision: &Decision) -> Ve
             None => {}
         }
     }
-    for ForcedFor { node, placement, uid, caller, forced: Forced { step, device } } in &decision.forced {
-        records.push(AuditRecord {
+    for Learned { node, placement, uid, caller, what } in &decision.learned {
+        let learned = |action: &str| AuditRecord {
             at: Some(convert::timestamp(now)),
             caller: caller.clone(),
-            action: "Forced".to_owned(),
+            action: action.to_owned(),
             placement: placement.to_string(),
             uid: uid.to_string(),
             node: node.to_string(),
-            gpus: vec![device.to_string()],
-            forced: step.to_string(),
             ..AuditRecord::default()
-        });
-    }
-    for RoleRemovedFor { node, placement, uid, caller, role } in &decision.removed_roles {
-        records.push(AuditRecord {
-            at: Some(convert::timestamp(now)),
-            caller: caller.clone(),
-            action: "RoleRemoved".to_owned(),
-            placement: placement.to_string(),
-            uid: uid.to_string(),
-            node: node.to_string(),
-            removed_role: Some(role.into()),
-            ..AuditRecord::default()
-        });
+        };
+        match what {
+            Note::Forced(Forced { step, device }) => records.push(AuditRecord {
+                gpus: vec![device.to_string()],
+                forced: step.to_string(),
+                ..learned("Forced")
+            }),
+            Note::RoleRemoved(role) => {
+                records.push(AuditRecord { removed_role: Some(role.into()), ..learned("RoleRemoved") });
+            }
+            // In the history only; who adopts is a caller, and asks.
+            Note::Installed(_) | Note::Adopted(_) => {}
+        }
     }
     records
 }

@@ -11,7 +11,7 @@ pub use undo::TakenBack;
 use super::{Answer, CallError, Decided, MAX_TERM_LEAP, SessionId};
 use crate::audit::{self, Asked};
 use crate::commit::{Durable, Fate, Groups, Unfit};
-use berth_core::decide::{Brain, ForcedFor, Input};
+use berth_core::decide::{Brain, Input, Learned};
 use berth_core::desired::desired as desired_state;
 use berth_core::world::World;
 use berth_model::desired::DesiredNode;
@@ -55,7 +55,7 @@ struct Batch<R> {
     nodes: BTreeSet<NodeName>,
     desired: BTreeMap<NodeName, DesiredNode>,
     replies: Vec<Reply<R>>,
-    forced: Vec<ForcedFor>,
+    learned: Vec<Learned>,
     inputs: usize,
 }
 
@@ -66,7 +66,7 @@ pub struct Work<R> {
     nodes: BTreeSet<NodeName>,
     desired: BTreeSet<NodeName>,
     replies: Vec<Reply<R>>,
-    forced: Vec<ForcedFor>,
+    learned: Vec<Learned>,
     inputs: usize,
 }
 
@@ -77,7 +77,7 @@ impl<R> Default for Work<R> {
             nodes: BTreeSet::new(),
             desired: BTreeSet::new(),
             replies: Vec::new(),
-            forced: Vec::new(),
+            learned: Vec::new(),
             inputs: 0,
         }
     }
@@ -94,8 +94,8 @@ pub struct Told<R> {
     pub replies: Vec<(R, Answer)>,
     /// What nodes are to be sent.
     pub desired: BTreeMap<NodeName, DesiredNode>,
-    /// Uses of force that are recorded now.
-    pub forced: Vec<ForcedFor>,
+    /// What agents did that is recorded now.
+    pub learned: Vec<Learned>,
 }
 
 /// A world to show to readers, and what changed in it.
@@ -227,7 +227,7 @@ impl<R> Desk<R> {
                 work.placements.extend(decision.touched);
                 work.nodes.extend(decision.nodes);
                 work.desired.extend(decision.desired);
-                work.forced.extend(decision.forced);
+                work.learned.extend(decision.learned);
                 (Ok(decision.placement), group)
             }
             Err(refusal) => (Err(refusal), None),
@@ -247,7 +247,7 @@ impl<R> Desk<R> {
     /// Has this told once everything up to a mark is durable, the world being as given then. Batches that the same
     /// transaction makes durable become one: the states between them never were in the store.
     fn put(&mut self, mark: u64, world: World, work: Work<R>) {
-        let Work { placements, nodes, desired, replies, forced, inputs } = work;
+        let Work { placements, nodes, desired, replies, learned, inputs } = work;
         let term = self.brain.term();
         let desired = desired.into_iter().filter_map(|node| Some((node.clone(), desired_state(&world, &node, term)?)));
         let desired: BTreeMap<_, _> = desired.collect();
@@ -259,10 +259,10 @@ impl<R> Desk<R> {
                 last.nodes.extend(nodes);
                 last.desired.extend(desired);
                 last.replies.extend(replies);
-                last.forced.extend(forced);
+                last.learned.extend(learned);
                 last.inputs = last.inputs.saturating_add(inputs);
             }
-            None => self.batches.push_back(Batch { mark, world, placements, nodes, desired, replies, forced, inputs }),
+            None => self.batches.push_back(Batch { mark, world, placements, nodes, desired, replies, learned, inputs }),
         }
     }
 
@@ -270,7 +270,8 @@ impl<R> Desk<R> {
     pub fn next_told(&mut self, groups: &mut Groups) -> Option<Told<R>> {
         let mark = self.batches.front().map(|batch| batch.mark)?;
         let Durable { revision, complete } = groups.durable_at(mark)?;
-        let Batch { mark: _, world, placements, nodes, desired, replies, forced, inputs } = self.batches.pop_front()?;
+        let Batch { mark: _, world, placements, nodes, desired, replies, learned, inputs } =
+            self.batches.pop_front()?;
         self.untold = self.untold.saturating_sub(inputs);
         let changed = !placements.is_empty() || !nodes.is_empty() || complete > self.revision;
         if changed {
@@ -284,7 +285,7 @@ impl<R> Desk<R> {
             publish: changed.then_some(Publish { world, placements, nodes }),
             replies: replies.into_iter().map(|Reply { to, what, group: _ }| (to, answer(what))).collect(),
             desired,
-            forced,
+            learned,
         })
     }
 

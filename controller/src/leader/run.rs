@@ -13,9 +13,9 @@ use crate::metrics::INSTRUMENTS;
 use crate::replica::Publisher;
 #[cfg(test)]
 use crate::replica::Replica;
-use berth_core::decide::{ForcedFor, Input, Limits};
+use berth_core::decide::{Input, Learned, Limits};
 use berth_model::desired::DesiredNode;
-use berth_model::history::Forced;
+use berth_model::history::{Forced, Note};
 use berth_model::{NodeName, Timestamp};
 use berth_store::{CommitError, Leadership, Store};
 use berth_telemetry::names;
@@ -363,7 +363,7 @@ impl Service {
     /// Publishes, answers and sends whatever has become durable.
     fn tell(&mut self) {
         let Lead { desk, pipeline, .. } = &mut self.lead;
-        while let Some(Told { revision, publish, replies, desired, forced }) = desk.next_told(&mut pipeline.groups) {
+        while let Some(Told { revision, publish, replies, desired, learned }) = desk.next_told(&mut pipeline.groups) {
             if publish.is_some() {
                 self.options.audit.is_due();
             }
@@ -381,8 +381,8 @@ impl Service {
             for (node, desired) in desired {
                 self.outbox.send(&node, desired);
             }
-            for used in forced {
-                write_down(&used);
+            for learned in learned {
+                write_down(&learned);
             }
             if let Some((before, after, (placements, nodes))) = news {
                 afterwards(move || note::after(&before.world, &after.world, &placements, &nodes));
@@ -400,8 +400,9 @@ impl Service {
 
 /// One line for an auditor: a safeguard of a host was overridden, for whose placement. It is part of the placement's record
 /// by now.
-fn write_down(used: &ForcedFor) {
-    let ForcedFor { node, placement, uid, caller, forced: Forced { step, device } } = used;
+fn write_down(learned: &Learned) {
+    let Learned { node, placement, uid, caller, what } = learned;
+    let Note::Forced(Forced { step, device }) = what else { return };
     tracing::warn!(
         { names::NODE } = %node,
         { names::PLACEMENT } = %placement,

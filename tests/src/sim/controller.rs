@@ -554,7 +554,7 @@ impl Sim {
     }
 
     fn tell(&mut self, number: usize, told: Told<u64>) -> Result<(), Broken> {
-        let Told { revision, publish, replies, desired, forced: _ } = told;
+        let Told { revision, publish, replies, desired, learned: _ } = told;
         if let Some(publish) = &publish {
             for name in &publish.placements {
                 if let Some(placement) = publish.world.placement(name) {

@@ -1,7 +1,7 @@
 //! What agents say: that they are there, what they see, how work goes.
 
 use super::draft::Draft;
-use super::{Brain, ForcedFor, RoleRemovedFor};
+use super::{Brain, Learned};
 use crate::condition;
 use crate::desired;
 use crate::lifecycle::Event;
@@ -215,9 +215,7 @@ impl Brain {
         if its_node {
             // What was done was done, whichever wish it was for.
             let name = placement.name().clone();
-            self.note_forced(draft, node, &name, forced);
-            self.note_install(draft, &name, install);
-            self.note_role(draft, node, &name, removed_role);
+            self.learn(draft, node, &name, forced, install, removed_role);
         }
         let Some(placement) = self.world.placement_by_uid(&uid) else { return };
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
@@ -244,55 +242,38 @@ impl Brain {
 }
 
 impl Brain {
-    /// Keeps what is new of what was done by force. An agent tells all of it again and again.
-    fn note_forced(&mut self, draft: &mut Draft, node: &NodeName, name: &PlacementName, forced: Vec<Forced>) {
-        let Some(placement) = self.world.placement(name).cloned() else { return };
-        let mut noted: BTreeSet<Forced> = placement.forced().cloned().collect();
-        let new: Vec<Forced> = forced.into_iter().filter(|forced| noted.insert(forced.clone())).collect();
+    /// Keeps what is new of what was done by force, run in the guest or removed from the cluster. An agent tells all of it
+    /// again and again.
+    fn learn(
+        &mut self,
+        draft: &mut Draft,
+        node: &NodeName,
+        name: &PlacementName,
+        forced: Vec<Forced>,
+        install: Option<Install>,
+        removed_role: Option<ClusterRole>,
+    ) {
+        let Some(placement) = self.world.placement(name) else { return };
+        let mut known: BTreeSet<Forced> = placement.forced().cloned().collect();
+        let forced = forced.into_iter().filter(|forced| known.insert(forced.clone())).map(Note::Forced);
+        let install = install.filter(|install| placement.installed() != Some(install)).map(Note::Installed);
+        let role = removed_role.filter(|role| placement.removed_role() != Some(role)).map(Note::RoleRemoved);
         let room = MAX_NOTES.saturating_sub(placement.history.len());
-        if new.is_empty() || room == 0 {
+        let new: Vec<Note> = forced.chain(install).chain(role).take(room).collect();
+        if new.is_empty() {
             return;
         }
-        let mut placement = Placement::clone(&placement);
-        for forced in new.into_iter().take(room) {
-            placement.history.push(Noted { at: draft.now, what: Note::Forced(forced.clone()) });
-            draft.forced.push(ForcedFor {
+        let mut placement = Placement::clone(placement);
+        for what in new {
+            placement.history.push(Noted { at: draft.now, what: what.clone() });
+            draft.learned.push(Learned {
                 node: node.clone(),
                 placement: name.clone(),
                 uid: placement.uid.clone(),
                 caller: placement.caller.clone(),
-                forced,
+                what,
             });
         }
-        self.put(draft, placement);
-    }
-
-    /// Keeps what was run in its guest, if that is new: an agent tells it again and again.
-    fn note_install(&mut self, draft: &mut Draft, name: &PlacementName, install: Option<Install>) {
-        let (Some(placement), Some(install)) = (self.world.placement(name).cloned(), install) else { return };
-        if placement.installed() == Some(&install) || placement.history.len() >= MAX_NOTES {
-            return;
-        }
-        let mut placement = Placement::clone(&placement);
-        placement.history.push(Noted { at: draft.now, what: Note::Installed(install) });
-        self.put(draft, placement);
-    }
-
-    /// Keeps which clustered role was removed, if that is new: an agent tells it again and again.
-    fn note_role(&mut self, draft: &mut Draft, node: &NodeName, name: &PlacementName, role: Option<ClusterRole>) {
-        let (Some(placement), Some(role)) = (self.world.placement(name).cloned(), role) else { return };
-        if placement.removed_role() == Some(&role) || placement.history.len() >= MAX_NOTES {
-            return;
-        }
-        let mut placement = Placement::clone(&placement);
-        placement.history.push(Noted { at: draft.now, what: Note::RoleRemoved(role.clone()) });
-        draft.removed_roles.push(RoleRemovedFor {
-            node: node.clone(),
-            placement: name.clone(),
-            uid: placement.uid.clone(),
-            caller: placement.caller.clone(),
-            role,
-        });
         self.put(draft, placement);
     }
 }

@@ -3,7 +3,7 @@
 //! Changes are found by comparing each touched placement with what it was before the decision, so that however many
 //! transitions one input causes, each record is written once.
 
-use super::{Brain, Change, Claimed, Decision, ForcedFor, RoleRemovedFor, node_to_store};
+use super::{Brain, Change, Claimed, Decision, Learned, node_to_store};
 use crate::desired;
 use crate::lifecycle::{self, Event};
 use crate::world::vm_key;
@@ -31,9 +31,8 @@ pub(super) struct Draft {
     pub(super) touched: BTreeSet<PlacementName>,
     /// The placement the caller is told about.
     pub(super) answer: Option<PlacementName>,
-    /// Uses of force that were learned of.
-    pub(super) forced: Vec<ForcedFor>,
-    pub(super) removed_roles: Vec<RoleRemovedFor>,
+    /// What agents did that was learned of.
+    pub(super) learned: Vec<Learned>,
 }
 
 impl Draft {
@@ -46,8 +45,7 @@ impl Draft {
             desired: BTreeSet::new(),
             touched: BTreeSet::new(),
             answer: None,
-            forced: Vec::new(),
-            removed_roles: Vec::new(),
+            learned: Vec::new(),
         }
     }
 
@@ -151,8 +149,7 @@ impl Brain {
             desired: draft.desired,
             touched: draft.touched,
             nodes: draft.nodes,
-            forced: draft.forced,
-            removed_roles: draft.removed_roles,
+            learned: draft.learned,
         }
     }
 

@@ -335,11 +335,11 @@ fn each_use_of_force_is_kept_once_and_told_once() {
         f.input(Input::Progress { node: node_name("n1"), progress })
     };
     let told = tell(&mut f, 1, vec![forced(0)]);
-    assert_eq!((told.forced.len(), told.forced[0].caller.as_str()), (1, "tester"));
+    assert_eq!((told.learned.len(), told.learned[0].caller.as_str()), (1, "tester"));
     // Again, by a report about an older wish, and one function more.
-    assert!(tell(&mut f, 1, vec![forced(0)]).forced.is_empty());
+    assert!(tell(&mut f, 1, vec![forced(0)]).learned.is_empty());
     let told = tell(&mut f, 0, vec![forced(0), forced(7)]);
-    assert_eq!(told.forced.iter().map(|used| used.forced.clone()).collect::<Vec<_>>(), [forced(7)]);
+    assert_eq!(told.learned.iter().map(|learned| learned.what.clone()).collect::<Vec<_>>(), [Note::Forced(forced(7))]);
     let notes: Vec<_> = f.get("p").history.iter().map(|noted| noted.what.clone()).collect();
     assert_eq!(notes, [Note::Forced(forced(0)), Note::Forced(forced(7))]);
     assert!(tell(&mut f, 1, vec![forced(0), forced(7)]).changes.is_empty(), "what is known costs nothing");
@@ -358,9 +358,9 @@ fn a_removed_role_is_kept_once_and_told_once() {
             Progress { generation: 1, uid: uid.clone(), report, forced: Vec::new(), install: None, removed_role: role };
         f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) })
     };
-    assert!(tell(&mut f, None).removed_roles.is_empty());
-    let told = tell(&mut f, Some(role.clone())).removed_roles;
-    assert_eq!((told.len(), told[0].caller.as_str(), &told[0].role), (1, "tester", &role));
+    assert!(tell(&mut f, None).learned.is_empty());
+    let told = tell(&mut f, Some(role.clone())).learned;
+    assert_eq!((told.len(), told[0].caller.as_str(), &told[0].what), (1, "tester", &Note::RoleRemoved(role.clone())));
     assert!(tell(&mut f, Some(role.clone())).changes.is_empty(), "what is known costs nothing");
     let notes: Vec<_> = f.get("p").history.iter().map(|noted| noted.what.to_string()).collect();
     assert_eq!(

@@ -10,14 +10,7 @@ fn an_old_satisfied_does_not_release() {
     let uid = f.get("p1").uid.clone();
     let attached = f.brain.desired(&node_name("n1")).unwrap().generation;
     f.release("p1");
-    let late = Progress {
-        generation: attached,
-        uid,
-        report: StepReport::Satisfied,
-        forced: Vec::new(),
-        install: None,
-        removed_role: None,
-    };
+    let late = said(attached, uid, StepReport::Satisfied);
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(late.clone()) });
     assert_eq!(f.get("p1").phase.name(), "Releasing", "it said that the GPU is attached, not that it is back");
     let foreign = Progress { generation: 99, ..late };
@@ -36,17 +29,7 @@ fn what_an_agent_did_for_a_later_wish_than_the_store_remembers_is_no_answer_to_t
     f.connect_at("n1", 7);
     let uid = f.get("p1").uid.clone();
     let report = StepReport::Satisfied;
-    f.input(Input::Progress {
-        node: node_name("n1"),
-        progress: Box::new(Progress {
-            generation: 7,
-            uid,
-            report,
-            forced: Vec::new(),
-            install: None,
-            removed_role: None,
-        }),
-    });
+    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(said(7, uid, report)) });
     f.check(expect![[r#"
         p1 Preparing n1/PCIROOT(0)#PCI(0000)
         n1 generation 8 wants [p1 Attached], 0 available
@@ -94,14 +77,7 @@ fn an_agent_that_holds_what_is_not_this_stores_is_shown_and_told_nothing() {
     f.connect_holding("n1", 7, Some(1), fleet(2));
     f.release("mine");
     assert!(!told(&f, "n1"));
-    let answer = Progress {
-        generation: 99,
-        uid: f.get("mine").uid.clone(),
-        report: StepReport::Satisfied,
-        forced: Vec::new(),
-        install: None,
-        removed_role: None,
-    };
+    let answer = said(99, f.get("mine").uid.clone(), StepReport::Satisfied);
     assert_eq!(f.input(Input::Progress { node: node_name("n1"), progress: Box::new(answer) }).changes, []);
 
     // Whoever holds nothing, or what is ours, is welcome; so is one from before fleets that the store knows.
@@ -124,17 +100,7 @@ fn a_report_about_a_wish_that_was_never_made_is_no_answer() {
     f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
     let uid = f.get("p1").uid.clone();
     let report = StepReport::Satisfied;
-    f.input(Input::Progress {
-        node: node_name("n1"),
-        progress: Box::new(Progress {
-            generation: 2,
-            uid,
-            report,
-            forced: Vec::new(),
-            install: None,
-            removed_role: None,
-        }),
-    });
+    f.input(Input::Progress { node: node_name("n1"), progress: Box::new(said(2, uid, report)) });
     assert_eq!(f.get("p1").phase.name(), "Preparing");
 }
 

@@ -105,6 +105,11 @@ pub(crate) fn vm(number: u32, name: &str) -> ObservedVm {
     }
 }
 
+/// How a placement stands, with nothing to be known later.
+pub(crate) fn said(generation: u64, uid: PlacementUid, report: StepReport) -> Progress {
+    Progress { generation, uid, report, forced: Vec::new(), install: None, removed_role: None }
+}
+
 pub(crate) fn name(text: &str) -> PlacementName {
     PlacementName::new(text).unwrap()
 }
@@ -250,17 +255,7 @@ impl Fixture {
     pub(crate) fn progress(&mut self, placement: &str, report: StepReport) {
         let uid = self.get(placement).uid.clone();
         let generation = self.brain.desired(&node_name("n1")).unwrap().generation;
-        self.input(Input::Progress {
-            node: node_name("n1"),
-            progress: Box::new(Progress {
-                generation,
-                uid,
-                report,
-                forced: Vec::new(),
-                install: None,
-                removed_role: None,
-            }),
-        });
+        self.input(Input::Progress { node: node_name("n1"), progress: Box::new(said(generation, uid, report)) });
     }
 
     pub(crate) fn get(&self, placement: &str) -> &Arc<Placement> {

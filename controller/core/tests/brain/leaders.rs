@@ -39,14 +39,7 @@ fn what_an_agent_did_while_no_controller_was_there_is_not_late() {
     f.now = f.now.after(Duration::from_secs(5));
     f.connect("n1");
     let uid = f.get("p1").uid.clone();
-    let progress = Progress {
-        generation,
-        uid,
-        report: StepReport::Satisfied,
-        forced: Vec::new(),
-        install: None,
-        removed_role: None,
-    };
+    let progress = said(generation, uid, StepReport::Satisfied);
     f.input(Input::Progress { node: node_name("n1"), progress: Box::new(progress) });
     assert_eq!(f.get("p1").phase, Phase::Active);
 }
