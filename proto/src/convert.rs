@@ -8,11 +8,13 @@
 
 mod agent;
 mod common;
+mod history;
 mod inventory;
 mod placement;
+mod request;
 
 pub use common::{duration, read_duration, read_timestamp, timestamp};
-pub use placement::Adopt;
+pub use request::Adopt;
 
 use berth_model::reason::Refusal;
 use berth_model::request::FieldError;

@@ -1,24 +1,15 @@
-//! Requests, placements and why one cannot be placed.
+//! Placements: where they are, how far, and why they failed.
 
-use super::{At, FromWire, MAX_PLANNED, enumeration, or_default, readable, text, timestamp};
+use super::{At, FromWire, enumeration, readable, text, timestamp};
 use crate::v1;
-use berth_model::history::{Adoption, ClusterRole, Forced, MAX_NOTES, MAX_TAGS, Note, Noted};
-use berth_model::install::{Install, InstallEnd, InstallOutput};
+use berth_model::Timestamp;
+use berth_model::history::MAX_NOTES;
 use berth_model::placement::{
     AssignedGpu, Assignment, Condition, CurrentStep, FailureReason, Phase, Pin, PinReason, Placement, ReleaseCause,
     StepError, StepErrorClass, StepKind,
 };
-use berth_model::reason::{Explanation, NearestMiss, Rejection};
-use berth_model::request::{
-    Draft, Locality, MAX_ALTERNATIVES, MAX_GPUS_PER_REQUEST, PlacementRequest, Resources, ReturnTo, VerifyLevel,
-};
-use berth_model::vm::VmSelector;
-use berth_model::{NodeName, PlacementName, Timestamp};
-use std::time::Duration;
+use berth_model::request::MAX_GPUS_PER_REQUEST;
 
-enumeration!(Locality, Locality, Preferred, Required);
-enumeration!(VerifyLevel, VerifyLevel, None, Visible, DriverBound);
-enumeration!(ReturnTo, ReturnTo, Host, Pool);
 enumeration!(
     Step,
     StepKind,
@@ -40,142 +31,12 @@ enumeration!(
 enumeration!(StepErrorClass, StepErrorClass, Failed, TimedOut, NoEffect, Forbidden, NotThere);
 enumeration!(PinReason, PinReason, DeviceAssignment);
 readable!(
-    v1::PlacementRequest => PlacementRequest,
-    v1::CreatePlacementRequest => PlacementRequest,
-    v1::PlanRequest => Vec<PlacementRequest>,
     v1::StepError => StepError,
     v1::FailureReason => FailureReason,
     v1::CurrentStep => CurrentStep,
-    v1::Forced => Forced,
-    v1::ClusterRole => ClusterRole,
-    v1::Install => Install,
     v1::Assignment => Assignment,
     v1::Placement => Placement,
 );
-
-impl From<&PlacementRequest> for v1::PlacementRequest {
-    fn from(model: &PlacementRequest) -> Self {
-        let PlacementRequest {
-            request_id,
-            name,
-            vm,
-            gpus,
-            models,
-            exclude_models,
-            min_vram_bytes,
-            node,
-            exclude_nodes,
-            cluster,
-            spread_group,
-            locality,
-            resources,
-            hold,
-            queue,
-            allow_standalone,
-            verify,
-            return_to,
-            install_driver,
-        } = model;
-        Self {
-            request_id: request_id.to_string(),
-            name: name.to_string(),
-            vm: vm.to_string(),
-            gpus: *gpus,
-            models: models.iter().map(ToString::to_string).collect(),
-            exclude_models: exclude_models.iter().map(ToString::to_string).collect(),
-            min_vram_bytes: *min_vram_bytes,
-            node: node.as_ref().map(ToString::to_string).unwrap_or_default(),
-            exclude_nodes: exclude_nodes.iter().map(ToString::to_string).collect(),
-            cluster: cluster.as_ref().map(ToString::to_string).unwrap_or_default(),
-            spread_group: spread_group.as_ref().map(ToString::to_string).unwrap_or_default(),
-            locality: v1::Locality::from(*locality).into(),
-            resources: (*resources != Resources::default()).then(|| resources.into()),
-            hold: hold.map(super::duration),
-            queue: queue.map(super::duration),
-            allow_standalone: *allow_standalone,
-            verify: v1::VerifyLevel::from(*verify).into(),
-            return_to: v1::ReturnTo::from(*return_to).into(),
-            install_driver: install_driver.as_ref().map(ToString::to_string).unwrap_or_default(),
-        }
-    }
-}
-
-impl FromWire<v1::PlacementRequest> for PlacementRequest {
-    fn read(wire: v1::PlacementRequest, at: At<'_>) -> Option<Self> {
-        let v1::PlacementRequest {
-            request_id,
-            name,
-            vm,
-            gpus,
-            models,
-            exclude_models,
-            min_vram_bytes,
-            node,
-            exclude_nodes,
-            cluster,
-            spread_group,
-            locality,
-            resources,
-            hold,
-            queue,
-            allow_standalone,
-            verify,
-            return_to,
-            install_driver,
-        } = wire;
-        // What the draft cannot express is read first; what is wrong with it counts although the draft goes on without.
-        let locality = or_default(locality, at.field("locality"));
-        let resources = at.field("resources").maybe::<_, Resources>(resources);
-        let hold = at.field("hold").maybe::<_, Duration>(hold);
-        let queue = at.field("queue").maybe::<_, Duration>(queue);
-        let verify = or_default(verify, at.field("verify"));
-        let return_to = or_default(return_to, at.field("return_to"));
-        let draft = Draft {
-            request_id,
-            name,
-            vm,
-            gpus,
-            models,
-            exclude_models,
-            min_vram_bytes,
-            node,
-            exclude_nodes,
-            cluster,
-            spread_group,
-            locality: locality.unwrap_or_default(),
-            resources: resources.flatten().unwrap_or_default(),
-            hold: hold.flatten(),
-            queue: queue.flatten(),
-            allow_standalone,
-            verify: verify.unwrap_or_default(),
-            return_to: return_to.unwrap_or_default(),
-            install_driver,
-        };
-        let request = match Self::new(draft) {
-            Ok(request) => Some(request),
-            Err(errors) => at.refuse_all(errors),
-        };
-        let complete = locality.is_some()
-            && resources.is_some()
-            && hold.is_some()
-            && queue.is_some()
-            && verify.is_some()
-            && return_to.is_some();
-        request.filter(|_| complete)
-    }
-}
-
-impl FromWire<v1::CreatePlacementRequest> for PlacementRequest {
-    fn read(wire: v1::CreatePlacementRequest, at: At<'_>) -> Option<Self> {
-        at.field("request").message(wire.request)
-    }
-}
-
-impl FromWire<v1::PlanRequest> for Vec<PlacementRequest> {
-    fn read(wire: v1::PlanRequest, at: At<'_>) -> Option<Self> {
-        at.field("requests").messages(wire.requests, MAX_PLANNED)
-    }
-}
 
 impl From<&StepError> for v1::StepError {
     fn from(model: &StepError) -> Self {
@@ -489,161 +350,6 @@ impl FromWire<v1::Placement> for Placement {
     }
 }
 
-impl From<&Adoption> for v1::Adoption {
-    fn from(model: &Adoption) -> Self {
-        let Adoption { owner, tags } = model;
-        Self {
-            owner: owner.as_ref().map(ToString::to_string).unwrap_or_default(),
-            tags: tags.iter().map(ToString::to_string).collect(),
-        }
-    }
-}
-
-impl FromWire<v1::Adoption> for Adoption {
-    fn read(wire: v1::Adoption, at: At<'_>) -> Option<Self> {
-        let v1::Adoption { owner, tags } = wire;
-        let owner = at.field("owner").optional(&owner);
-        let tags = at.field("tags").list(tags, MAX_TAGS, |tag, at| at.parse(&tag));
-        Some(Self { owner: owner?, tags: tags? })
-    }
-}
-
-impl From<&Forced> for v1::Forced {
-    fn from(model: &Forced) -> Self {
-        let Forced { step, device } = model;
-        Self { step: v1::Step::from(*step).into(), device: device.to_string() }
-    }
-}
-
-impl FromWire<v1::Forced> for Forced {
-    fn read(wire: v1::Forced, at: At<'_>) -> Option<Self> {
-        let v1::Forced { step, device } = wire;
-        let step = at.field("step").value(step);
-        let device = at.field("device").parse(&device);
-        Some(Self { step: step?, device: device? })
-    }
-}
-
-impl From<&ClusterRole> for v1::ClusterRole {
-    fn from(model: &ClusterRole) -> Self {
-        let ClusterRole { name, owner, priority } = model;
-        let owner = owner.as_ref().map(ToString::to_string).unwrap_or_default();
-        Self { name: name.to_string(), owner, priority: *priority }
-    }
-}
-
-impl FromWire<v1::ClusterRole> for ClusterRole {
-    fn read(wire: v1::ClusterRole, at: At<'_>) -> Option<Self> {
-        let v1::ClusterRole { name, owner, priority } = wire;
-        let name = at.field("name").parse(&name);
-        let owner = at.field("owner").optional(&owner);
-        Some(Self { name: name?, owner: owner?, priority })
-    }
-}
-
-impl From<&Install> for v1::Install {
-    fn from(model: &Install) -> Self {
-        let Install { command, end, output } = model;
-        let end = match end {
-            InstallEnd::Exited(code) => Some(v1::install::End::ExitCode(*code)),
-            InstallEnd::Late(seconds) => Some(v1::install::End::LateSeconds(*seconds)),
-            InstallEnd::Unknown => None,
-        };
-        Self { command: command.to_string(), end, output: output.as_str().to_owned() }
-    }
-}
-
-impl FromWire<v1::Install> for Install {
-    fn read(wire: v1::Install, at: At<'_>) -> Option<Self> {
-        let v1::Install { command, end, output } = wire;
-        let command = at.field("command").parse(&command);
-        let end = match end {
-            Some(v1::install::End::ExitCode(code)) => InstallEnd::Exited(code),
-            Some(v1::install::End::LateSeconds(seconds)) => InstallEnd::Late(seconds),
-            None => InstallEnd::Unknown,
-        };
-        let at_output = at.field("output");
-        let output = InstallOutput::read(output).map_or_else(|bad| at_output.refuse(bad), Some);
-        Some(Self { command: command?, end, output: output? })
-    }
-}
-
-impl From<&Noted> for v1::Note {
-    fn from(model: &Noted) -> Self {
-        let Noted { at, what } = model;
-        let sentence = text(&what.to_string());
-        let what = match what {
-            Note::Adopted(adoption) => v1::note::What::Adopted(adoption.into()),
-            Note::Forced(forced) => v1::note::What::Forced(forced.into()),
-            Note::Installed(install) => v1::note::What::Installed(install.into()),
-            Note::RoleRemoved(role) => v1::note::What::RoleRemoved(role.into()),
-        };
-        Self { at: Some(timestamp(*at)), what: Some(what), text: sentence }
-    }
-}
-
-impl FromWire<v1::Note> for Noted {
-    fn read(wire: v1::Note, at: At<'_>) -> Option<Self> {
-        let v1::Note { at: when, what, text: _ } = wire;
-        let when = at.field("at").message(when);
-        let what = match at.field("what").required(what)? {
-            v1::note::What::Adopted(adoption) => Note::Adopted(FromWire::read(adoption, at.field("adopted"))?),
-            v1::note::What::Forced(forced) => Note::Forced(FromWire::read(forced, at.field("forced"))?),
-            v1::note::What::Installed(install) => Note::Installed(FromWire::read(install, at.field("installed"))?),
-            v1::note::What::RoleRemoved(role) => Note::RoleRemoved(FromWire::read(role, at.field("role_removed"))?),
-        };
-        Some(Self { at: when?, what })
-    }
-}
-
-/// What is to be adopted, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adopt {
-    /// On which node.
-    pub node: NodeName,
-    /// Only these VMs; empty means all that have a device.
-    pub vms: Vec<VmSelector>,
-    /// Only tell.
-    pub dry_run: bool,
-    /// What to call the one placement.
-    pub name: Option<PlacementName>,
-    /// What to put before the names of VMs.
-    pub name_prefix: Option<PlacementName>,
-    /// Whose they are.
-    pub adoption: Adoption,
-    /// Where GPUs go when a placement ends.
-    pub return_to: ReturnTo,
-}
-
-readable!(v1::AdoptRequest => Adopt);
-
-impl FromWire<v1::AdoptRequest> for Adopt {
-    fn read(wire: v1::AdoptRequest, at: At<'_>) -> Option<Self> {
-        let v1::AdoptRequest { node, vms, dry_run, name, name_prefix, owner, tags, return_to } = wire;
-        let node = at.field("node").parse(&node);
-        let vms: Option<Vec<VmSelector>> = at.field("vms").list(vms, MAX_ALTERNATIVES, |vm, at| at.parse(&vm));
-        let at_name = at.field("name");
-        let name: Option<Option<PlacementName>> = at_name.optional(&name);
-        if let (Some(Some(_)), Some(vms)) = (&name, &vms)
-            && vms.len() != 1
-        {
-            at_name.refuse::<()>("goes only with one VM; use name_prefix for several");
-        }
-        let name_prefix = at.field("name_prefix").optional(&name_prefix);
-        let adoption = Adoption::read(v1::Adoption { owner, tags }, at);
-        let return_to = or_default(return_to, at.field("return_to"));
-        Some(Self {
-            node: node?,
-            vms: vms?,
-            dry_run,
-            name: name?,
-            name_prefix: name_prefix?,
-            adoption: adoption?,
-            return_to: return_to?,
-        })
-    }
-}
-
 impl From<&Condition> for v1::Condition {
     fn from(model: &Condition) -> Self {
         let text = match model {
@@ -652,40 +358,5 @@ impl From<&Condition> for v1::Condition {
             Condition::Stuck { what, .. } => what.clone(),
         };
         Self { r#type: model.name().to_owned(), since: Some(timestamp(model.since())), text }
-    }
-}
-
-impl From<&(NodeName, Rejection)> for v1::NodeRejection {
-    fn from((node, rejection): &(NodeName, Rejection)) -> Self {
-        Self { node: node.to_string(), rule: rejection.name().to_owned(), text: rejection.to_string() }
-    }
-}
-
-impl From<&NearestMiss> for v1::NearestMiss {
-    fn from(model: &NearestMiss) -> Self {
-        let NearestMiss { node, rejection, fixes } = model;
-        Self {
-            node: node.to_string(),
-            rule: rejection.name().to_owned(),
-            text: rejection.to_string(),
-            fixes: fixes.clone(),
-        }
-    }
-}
-
-impl From<&Explanation> for v1::Explanation {
-    fn from(model: &Explanation) -> Self {
-        let Explanation { gpus, nodes, counts, rejected, nearest } = model;
-        Self {
-            text: model.to_string(),
-            gpus: *gpus,
-            nodes: *nodes,
-            counts: counts
-                .iter()
-                .map(|(rule, nodes)| v1::RejectionCount { rule: (*rule).to_owned(), nodes: *nodes })
-                .collect(),
-            rejected: rejected.iter().take(Explanation::MAX_NODES).map(Into::into).collect(),
-            nearest: nearest.as_ref().map(Into::into),
-        }
     }
 }
