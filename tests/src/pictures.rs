@@ -55,7 +55,7 @@ pub fn run(mut say: impl FnMut(&str)) -> anyhow::Result<()> {
     let etcd = etcd::Etcd::one("pictures")?.context("pictures need etcd")?;
     say("Starting three controllers and a simulated fleet.");
     let mut fleet = Fleet::start(dir.path(), &etcd)?;
-    let prometheus = crate::prometheus::Prometheus::start(&program, dir.path(), &fleet.controllers(), SCRAPE)
+    let prometheus = crate::prometheus::Prometheus::start(&program, dir.path(), &fleet.controllers(), SCRAPE, None)
         .context("no Prometheus")?;
     let url = prometheus.url.clone();
     let scraped = crate::process::wait_until(Duration::from_secs(60), || {

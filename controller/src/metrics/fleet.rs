@@ -272,8 +272,9 @@ struct Kept {
 }
 
 impl Cache {
-    /// Figures that are fresh enough; none in a controller that does not lead.
-    fn figures(&self) -> Option<(Arc<Figures>, Series)> {
+    /// Figures that are fresh enough where a scrape begins, and the same again as it goes on, so that all of it is of one
+    /// moment; none in a controller that does not lead.
+    fn figures(&self, begins: bool) -> Option<(Arc<Figures>, Series)> {
         // Whoever comes while they are computed waits for them. Nothing is left half done under this lock.
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.board.leads() {
@@ -281,8 +282,7 @@ impl Cache {
             kept.figures = None;
             return None;
         }
-        if let Some((at, figures)) = kept.figures.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            let _fresh = at;
+        if let Some((_, figures)) = kept.figures.as_ref().filter(|(at, _)| !begins || at.elapsed() < FRESH) {
             return Some((Arc::clone(figures), kept.held.clone()));
         }
         let snapshot = self.replica.now();
@@ -307,7 +307,7 @@ impl Cache {
 /// Has the fleet's figures read whenever somebody asks.
 pub(super) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, checked: SharedCheck) {
     let cache = Arc::new(Cache { replica, board, seen, checked, kept: Mutex::default() });
-    for metric in [
+    let metrics = [
         &names::GPUS,
         &names::GPUS_AVAILABLE,
         &names::GPUS_UNAVAILABLE,
@@ -327,10 +327,12 @@ pub(super) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, 
         &names::AGENTS_CONNECTED,
         &names::AGENTS_OLDEST,
         &names::VIOLATIONS,
-    ] {
+    ];
+    for (at, metric) in metrics.into_iter().enumerate() {
         let cache = Arc::clone(&cache);
         observe(metric, move |to| {
-            let Some((figures, held)) = cache.figures() else { return };
+            // They are read in the order in which they are registered here.
+            let Some((figures, held)) = cache.figures(at == 0) else { return };
             let series = if *metric == names::GPU_HELD_TIME { Some(&held) } else { figures.0.get(metric.name) };
             for (values, value) in series.into_iter().flatten() {
                 let labels = metric.labels.iter().zip(values);
@@ -344,6 +346,7 @@ pub(super) fn register(replica: Replica, board: Board, seen: Arc<dyn LastSeen>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::standing::Standing;
     use crate::testing::{hello, node, report, request, uid};
     use berth_core::decide::{Brain, Input, Limits};
     use std::time::Duration;
@@ -366,6 +369,32 @@ mod tests {
 
     fn of(brain: &Brain, now: Timestamp) -> Figures {
         figures(brain.world(), now, &|_| Some(START), 0)
+    }
+
+    struct Nobody;
+
+    impl LastSeen for Nobody {
+        fn last_seen(&self, _: &NodeName) -> Option<Timestamp> {
+            None
+        }
+    }
+
+    /// However long it takes, and however it falls with the second for which figures are good.
+    #[test]
+    fn a_scrape_is_of_one_moment() {
+        let brain = brain();
+        let (replica, _publisher) = Replica::new(brain.world().clone(), 1, 1, START);
+        let (board, _writer) = Board::new(Standing { leads: true, ..Standing::default() });
+        let checked = SharedCheck::default();
+        let cache = Cache { replica, board, seen: Arc::new(Nobody), checked, kept: Mutex::default() };
+        let figures = |begins| cache.figures(begins).unwrap().0;
+        let first = figures(true);
+        assert!(Arc::ptr_eq(&first, &figures(true)), "they are good for a second");
+        cache.kept.lock().unwrap().figures.as_mut().unwrap().0 -= FRESH;
+        assert!(Arc::ptr_eq(&first, &figures(false)), "the rest of a scrape is of another moment");
+        let second = figures(true);
+        assert!(!Arc::ptr_eq(&first, &second), "they are never read anew");
+        assert!(Arc::ptr_eq(&second, &figures(false)));
     }
 
     #[test]

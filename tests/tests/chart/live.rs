@@ -77,7 +77,7 @@ impl Scraped {
             Ok(http::post(&endpoint, "/berth.v1.Placements/Create", create).is_ok_and(|answer| answer.status == 200))
         })?;
         ensure!(placed, "nothing can be placed:\n{}", processes[0].log());
-        let prometheus = Prometheus::start(prometheus, dir, &[berth, agent], Duration::from_secs(1))?;
+        let prometheus = Prometheus::start(prometheus, dir, &[berth, agent], Duration::from_secs(1), None)?;
         Ok(Self { prometheus, _processes: processes })
     }
 }

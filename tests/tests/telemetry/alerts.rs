@@ -1,12 +1,13 @@
 //! The life of an alert, from the rules of the chart in a real Prometheus: pending, firing, gone. What brings it about is
 //! real: an agent dies whose node holds a placement's GPU, and comes back.
 
-use super::prometheus::Prometheus;
+use super::prometheus;
 use super::scene::{GOOD_VM, PATIENCE, Scene};
 use anyhow::{Context as _, ensure};
 use berth_tests::chart;
 use berth_tests::otlp::Collector;
 use berth_tests::process::wait_until;
+use berth_tests::prometheus::Prometheus;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -43,7 +44,7 @@ fn loaded(prometheus: &Prometheus, rules: &Value) -> anyhow::Result<()> {
         let fine = rules.filter(|rule| rule["health"] == "ok").filter_map(|rule| rule["name"].as_str());
         Ok(fine.map(str::to_owned).collect::<BTreeSet<_>>() == wanted)
     })?;
-    ensure!(fine, "not all rules are evaluated: {last:#}\n{}", prometheus.process.log());
+    ensure!(fine, "not all rules are evaluated: {last:#}\n{}", prometheus.log());
     Ok(())
 }
 
@@ -94,7 +95,7 @@ fn an_alert_is_pending_then_firing_and_gone_when_its_cause_is_mended() -> anyhow
     scene.wait_phase("kept", "PHASE_ACTIVE")?;
     let rules = rules()?;
     let test = "an_alert_is_pending_then_firing_and_gone_when_its_cause_is_mended";
-    let Some(prometheus) = Prometheus::start(test, &scene, Some(&rules))? else { return Ok(()) };
+    let Some(prometheus) = prometheus::of(test, &scene, Some(&rules))? else { return Ok(()) };
     loaded(&prometheus, &rules)?;
 
     let mut seen = Vec::new();

@@ -2,68 +2,29 @@
 
 use super::scene::{GOOD_VM, PATIENCE, Scene};
 use anyhow::{Context as _, ensure};
+use berth_tests::config;
 use berth_tests::otlp::Collector;
-use berth_tests::process::{Process, free_port, other, skip, wait_until};
-use berth_tests::{config, http};
-use serde_json::{Value, json};
+use berth_tests::process::{skip, wait_until};
+use berth_tests::prometheus::Prometheus;
+use serde_json::Value;
+use std::time::Duration;
 
-/// A Prometheus that asks all processes of a scene each second, and evaluates rules as often.
-pub(super) struct Prometheus {
-    endpoint: String,
-    pub(super) process: Process,
-}
-
-impl Prometheus {
-    /// Starts it and waits until it has asked everybody; none where there is no such program.
-    pub(super) fn start(test: &'static str, scene: &Scene, rules: Option<&Value>) -> anyhow::Result<Option<Self>> {
-        let Some(program) = config::prometheus() else {
-            skip(test, "there is no prometheus; cargo xtask test telemetry gets one");
-            return Ok(None);
-        };
-        let targets: Vec<_> = std::iter::once(&scene.endpoint)
-            .chain(&scene.agent_metrics)
-            .map(|endpoint| endpoint.trim_start_matches("http://"))
-            .collect();
-        let mut settings = json!({
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "scrape_configs": [{"job_name": "berth", "static_configs": [{"targets": targets}]}],
-        });
-        if let Some(rules) = rules {
-            let file = scene.dir.path().join("rules.yml");
-            std::fs::write(&file, rules.to_string())?;
-            settings["rule_files"] = json!([file]);
-        }
-        // JSON is YAML.
-        let file = scene.dir.path().join("prometheus.yml");
-        std::fs::write(&file, settings.to_string())?;
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let mut command = other(program);
-        command.arg(format!("--config.file={}", file.display()));
-        command.arg(format!("--storage.tsdb.path={}", scene.dir.path().join("tsdb").display()));
-        command.arg(format!("--web.listen-address={listen}"));
-        let prometheus = Self { endpoint: format!("http://{listen}"), process: Process::start(command)? };
-        let all = Some(f64::from(u32::try_from(targets.len())?));
-        let there = wait_until(PATIENCE, || Ok(prometheus.ask("sum(up)").is_ok_and(|result| value(&result) == all)))?;
-        ensure!(there, "not everything is scraped:\n{}", prometheus.process.log());
-        Ok(Some(prometheus))
-    }
-
-    /// What stands under `/api/v1/`.
-    pub(super) fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let answer = http::get(&self.endpoint, &format!("/api/v1/{path}"))?.json()?;
-        ensure!(answer["status"] == "success", "{path}: {answer}");
-        Ok(answer["data"].clone())
-    }
-
-    /// The result of a query.
-    pub(super) fn ask(&self, query: &str) -> anyhow::Result<Value> {
-        let escape = |byte: u8| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        };
-        let query: String = query.bytes().map(escape).collect();
-        Ok(self.get(&format!("query?query={query}"))?["result"].clone())
-    }
+/// A Prometheus that asks all processes of a scene each second, once it has asked everybody; none where there is no such
+/// program.
+pub(super) fn of(test: &'static str, scene: &Scene, rules: Option<&Value>) -> anyhow::Result<Option<Prometheus>> {
+    let Some(program) = config::prometheus() else {
+        skip(test, "there is no prometheus; cargo xtask test telemetry gets one");
+        return Ok(None);
+    };
+    let targets: Vec<_> = std::iter::once(&scene.endpoint)
+        .chain(&scene.agent_metrics)
+        .map(|endpoint| endpoint.trim_start_matches("http://").to_owned())
+        .collect();
+    let prometheus = Prometheus::start(&program, scene.dir.path(), &targets, Duration::from_secs(1), rules)?;
+    let all = Some(f64::from(u32::try_from(targets.len())?));
+    let there = wait_until(PATIENCE, || Ok(prometheus.ask("sum(up)").is_ok_and(|result| value(&result) == all)))?;
+    ensure!(there, "not everything is scraped:\n{}", prometheus.log());
+    Ok(Some(prometheus))
 }
 
 /// The value of the one series of a result.
@@ -78,7 +39,7 @@ fn a_real_prometheus_finds_what_the_page_names() -> anyhow::Result<()> {
     scene.call("Placements/Create", &Scene::request("seen", GOOD_VM))?;
     scene.wait_phase("seen", "PHASE_ACTIVE")?;
     let test = "a_real_prometheus_finds_what_the_page_names";
-    let Some(prometheus) = Prometheus::start(test, &scene, None)? else { return Ok(()) };
+    let Some(prometheus) = of(test, &scene, None)? else { return Ok(()) };
     for (query, expected) in [
         ("sum(berth_gpus)", 4.0),
         ("sum(berth_gpus{state=\"Attached\"})", 1.0),
