@@ -199,9 +199,9 @@ fn count_node<'a>(
     let cluster = node.cluster().map_or(NO_CLUSTER, |cluster| clusters.label(cluster.as_str()));
     let state = node_state(node, now);
     figures.add(&names::NODES, &[cluster, state], 1.0);
-    if state == "Lost" && node.gpus.values().any(|gpu| gpu.claim.is_some()) {
-        figures.add(&names::NODES_LOST_HOLDING, &[cluster], 1.0);
-    }
+    // Shown while it is nought, too: what another reader of these metrics was told last lingers for one scrape otherwise.
+    let holds = state == "Lost" && node.gpus.values().any(|gpu| gpu.claim.is_some());
+    figures.add(&names::NODES_LOST_HOLDING, &[cluster], if holds { 1.0 } else { 0.0 });
     figures.add(&names::AGENTS_CONNECTED, &[], 0.0);
     figures.add(&names::AGENTS_OLDEST, &[], 0.0);
     if matches!(node.link, Link::Connected { .. }) {

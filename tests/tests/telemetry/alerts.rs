@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const ALERT: &str = "BerthNodeLostWithClaims";
-/// What it is about, and what its expression is made of; there only while it is so.
+/// What it is about, and what its expression is made of.
 const CAUSE: &str = "berth_nodes_lost_holding";
-/// The same of placements, which is there at all times.
+/// The same of placements.
 const LOST: &str = "berth_placements_conditions{condition=\"NodeLost\"}";
 /// For how long each cause must be there. The chart says minutes; everything else stays as the chart has it.
 const FOR_SECONDS: u32 = 5;
