@@ -7,7 +7,7 @@
 use crate::audit;
 use crate::leader::load;
 use berth_core::decide::{Brain, Limits};
-use berth_core::invariants::{self, Violation};
+use berth_core::invariants::Violation;
 use berth_model::Timestamp;
 use berth_model::id::FleetId;
 use berth_model::node::StoredNode;
@@ -107,7 +107,7 @@ impl Content {
     pub(crate) fn check(&self, limits: &Limits, now: Timestamp) -> Result<(), Error> {
         let brain = Brain::load(1, limits.clone(), self.nodes.clone(), self.placements.clone(), now);
         let brain = brain.map_err(load::Error::from)?;
-        let broken = invariants::check(brain.world());
+        let broken = brain.check();
         if broken.is_empty() {
             return Ok(());
         }

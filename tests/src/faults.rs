@@ -486,7 +486,7 @@ impl Run {
     }
 
     fn name_of(&self, uid: &PlacementUid) -> String {
-        self.brain.world().placement_by_uid(uid).map_or_else(|| uid.to_string(), |p| p.name().to_string())
+        self.brain.placement_by_uid(uid).map_or_else(|| uid.to_string(), |p| p.name().to_string())
     }
 
     /// Gives an input to the controller's brain and commits what it decides.

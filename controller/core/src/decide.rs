@@ -8,10 +8,12 @@ mod adopt;
 mod agent;
 mod caller;
 mod draft;
+mod lookups;
 mod time;
 mod undo;
 
 use crate::desired;
+use crate::invariants::{self, Violation};
 pub use crate::limits::Limits;
 use crate::world::{Gpu, Link, Node, View, World};
 pub use adopt::Adopt;
@@ -30,6 +32,7 @@ use berth_model::trace::TraceParent;
 use berth_model::vm::VmSelector;
 use draft::Draft;
 pub(crate) use draft::claims;
+use lookups::Lookups;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 pub use undo::Stored;
@@ -194,6 +197,7 @@ pub enum LoadError {
 #[derive(Clone, Debug)]
 pub struct Brain {
     world: World,
+    lookups: Lookups,
     term: u64,
     limits: Limits,
     /// When it was loaded.
@@ -239,7 +243,8 @@ impl Brain {
         for stored in nodes {
             world.insert_node(node_from_store(stored, now));
         }
-        Ok(Self { world, term, limits, since: now, room: false, pass: None, waiting_vms: BTreeSet::new() })
+        let lookups = Lookups::of(world.placements().map(AsRef::as_ref));
+        Ok(Self { world, lookups, term, limits, since: now, room: false, pass: None, waiting_vms: BTreeSet::new() })
     }
 
     /// The same, of this fleet: agents that hold what belongs to another one are strangers.
@@ -252,6 +257,20 @@ impl Brain {
     /// Everything known, decisions not yet committed included.
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// One placement by its uid.
+    pub fn placement_by_uid(&self, uid: &PlacementUid) -> Option<&Arc<Placement>> {
+        self.world.placement(self.lookups.by_uid(uid)?)
+    }
+
+    /// Every broken rule of its world and its look-ups; empty is good. Costs time in proportion to the world.
+    pub fn check(&self) -> Vec<Violation> {
+        let differ = self.lookups.differences(self.world.placements().map(AsRef::as_ref));
+        let differ = differ.into_iter().map(|what| format!("{what} differ from their recomputation"));
+        let mut found = invariants::check(&self.world);
+        found.extend(differ.map(|text| Violation { rule: "I8", text }));
+        found
     }
 
     /// The leadership it decides in.
@@ -272,7 +291,7 @@ impl Brain {
         if self.queue_is_due() || self.history_is_full() {
             return Some(Timestamp::default());
         }
-        let forget = self.world.over().next().map(|(since, _)| since.after(self.limits.history_age));
+        let forget = self.lookups.oldest_over().map(|(since, _)| since.after(self.limits.history_age));
         self.next_end().into_iter().chain(forget).min()
     }
 

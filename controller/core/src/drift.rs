@@ -14,12 +14,11 @@ use berth_model::{GpuId, VmId};
 use std::collections::BTreeSet;
 
 /// GPUs that a placement which is over left in the pool because its request said so: no drift as long as that is
-/// remembered. Costs time in proportion to the history.
+/// remembered. Costs time in proportion to all placements.
 pub fn left_on_purpose(world: &World) -> BTreeSet<GpuId> {
     world
-        .over()
-        .filter_map(|(_, name)| world.placement(name))
-        .filter(|placement| placement.request.return_to == ReturnTo::Pool)
+        .placements()
+        .filter(|placement| placement.phase.is_over() && placement.request.return_to == ReturnTo::Pool)
         .flat_map(|placement| placement.assignment.iter().flat_map(|assignment| assignment.gpu_ids()))
         .collect()
 }

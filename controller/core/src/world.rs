@@ -1,7 +1,7 @@
 //! Nodes, GPUs and placements at one revision, with what is derived from them.
 //!
-//! Claims, reservations, queue, deadlines and the look-ups by uid, request id and VM are derived from placements and
-//! nodes and kept up to date here, by the only functions that change either. [`crate::invariants`] recomputes them all.
+//! Claims, reservations and the look-ups by VM, node and spread group are derived from placements and nodes and kept up
+//! to date here, by the only functions that change either. [`crate::invariants`] recomputes them all.
 //! The maps are persistent: a clone is cheap, so that readers get a snapshot and never wait.
 
 pub mod index;
@@ -14,7 +14,7 @@ use berth_model::inventory::Hello;
 use berth_model::placement::{CurrentStep, Drift, Phase, Placement};
 use berth_model::request::Resources;
 use berth_model::vm::VmSelector;
-use berth_model::{NodeName, PlacementName, PlacementUid, RequestId, Timestamp, VmId};
+use berth_model::{NodeName, PlacementName, Timestamp, VmId};
 use imbl::{OrdMap, OrdSet};
 use index::Index;
 use node::{claim, unclaim};
@@ -38,24 +38,20 @@ pub struct World {
     nodes: OrdMap<NodeName, Arc<Node>>,
     placements: OrdMap<PlacementName, Arc<Placement>>,
     live: OrdMap<PlacementName, Arc<Live>>,
-    by_uid: OrdMap<PlacementUid, PlacementName>,
-    by_request: OrdMap<RequestId, PlacementName>,
     /// Live placements by the VM they name and, once known, by its id.
     by_vm: OrdMap<VmSelector, PlacementName>,
     /// Placements that own GPUs of a node.
     on_node: OrdMap<NodeName, OrdSet<PlacementName>>,
-    /// Queued placements, oldest first.
-    queue: OrdSet<(Timestamp, PlacementName)>,
-    /// When phases end by themselves, earliest first.
-    deadlines: OrdSet<(Timestamp, PlacementName)>,
+    /// How many placements are queued.
+    queued: usize,
+    /// How many placements are over.
+    over: usize,
     /// Placements that own GPUs, by the group they are to be spread in.
     spread: OrdMap<PlacementName, OrdSet<PlacementName>>,
     /// Where VMs are seen, by id: a VM and its replica on another node have the same.
     vm_nodes: OrdMap<VmId, OrdSet<NodeName>>,
     /// VMs by lower-cased name: names are not unique.
     vm_names: OrdMap<String, OrdSet<(NodeName, VmId)>>,
-    /// Placements that are over, oldest first: the history that may be forgotten.
-    over: OrdSet<(Timestamp, PlacementName)>,
     index: Index,
 }
 
@@ -144,16 +140,6 @@ impl World {
         self.placements.get(name)
     }
 
-    /// One placement by its uid.
-    pub fn placement_by_uid(&self, uid: &PlacementUid) -> Option<&Arc<Placement>> {
-        self.placements.get(self.by_uid.get(uid)?)
-    }
-
-    /// The placement that a request id made.
-    pub fn placement_by_request(&self, id: &RequestId) -> Option<&Arc<Placement>> {
-        self.placements.get(self.by_request.get(id)?)
-    }
-
     /// The live placement of a VM.
     pub fn placement_by_vm(&self, vm: &VmSelector) -> Option<&Arc<Placement>> {
         self.placements.get(self.by_vm.get(&vm_key(vm))?)
@@ -191,44 +177,14 @@ impl World {
         self.live.get(name)
     }
 
-    /// Queued placements, oldest first.
-    pub fn queue(&self) -> impl Iterator<Item = &PlacementName> {
-        self.queue.iter().map(|(_, name)| name)
-    }
-
-    /// Queued placements after one of them, oldest first.
-    pub fn queue_after<'a>(
-        &'a self,
-        after: Option<&(Timestamp, PlacementName)>,
-    ) -> impl Iterator<Item = &'a (Timestamp, PlacementName)> + use<'a> {
-        use std::ops::Bound;
-        let from = after.map_or(Bound::Unbounded, |at| Bound::Excluded(at.clone()));
-        self.queue.range((from, Bound::Unbounded))
-    }
-
     /// How many placements are queued.
     pub fn queued(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Placements whose phase has ended by itself at `now`, earliest first.
-    pub fn due(&self, now: Timestamp) -> impl Iterator<Item = &PlacementName> {
-        self.deadlines.iter().take_while(move |(at, _)| *at <= now).map(|(_, name)| name)
-    }
-
-    /// The next moment at which a phase ends by itself.
-    pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.deadlines.get_min().map(|(at, _)| *at)
-    }
-
-    /// Placements that are over, oldest first.
-    pub fn over(&self) -> impl Iterator<Item = &(Timestamp, PlacementName)> {
-        self.over.iter()
+        self.queued
     }
 
     /// How many placements are over.
     pub fn over_count(&self) -> usize {
-        self.over.len()
+        self.over
     }
 
     /// Where VMs that a selector means were last seen, in order of node.
@@ -353,15 +309,12 @@ impl World {
     fn rederive(&mut self, before: Option<&Arc<Placement>>, after: Option<&Arc<Placement>>) {
         let Some(name) = after.or(before).map(|placement| placement.name().clone()) else { return };
         let live = |p: &Placement| p.phase.is_live();
-        change(&mut self.by_uid, &name, before, after, |p| [Some(p.uid.clone())]);
-        change(&mut self.by_request, &name, before, after, |p| [Some(p.request.request_id.clone())]);
         change(&mut self.by_vm, &name, before, after, |p| match live(p) {
             true => [Some(vm_key(&p.request.vm)), p.vm_id.clone().map(VmSelector::Id)],
             false => [None, None],
         });
-        mark(&mut self.over, &name, before, after, |p| (!live(p)).then_some(p.phase_since));
-        mark(&mut self.deadlines, &name, before, after, |p| p.phase.deadline());
-        mark(&mut self.queue, &name, before, after, |p| matches!(p.phase, Phase::Queued { .. }).then_some(p.created));
+        count(&mut self.queued, before, after, |p| matches!(p.phase, Phase::Queued { .. }));
+        count(&mut self.over, before, after, |p| !live(p));
         if after.is_some_and(|placement| !live(placement)) {
             self.live.remove(&name);
         }
@@ -415,14 +368,11 @@ impl World {
         }
         let reserved = |world: &Self| world.nodes.values().map(|n| (n.name.clone(), n.reserved)).collect::<Vec<_>>();
         let same = [
-            ("placements by uid", self.by_uid == fresh.by_uid),
-            ("placements by request id", self.by_request == fresh.by_request),
             ("placements by VM", self.by_vm == fresh.by_vm),
             ("placements on nodes", self.on_node == fresh.on_node),
             ("spread groups", self.spread == fresh.spread),
-            ("the queue", self.queue == fresh.queue),
-            ("deadlines", self.deadlines == fresh.deadlines),
-            ("history", self.over == fresh.over),
+            ("how many are queued", self.queued == fresh.queued),
+            ("how many are over", self.over == fresh.over),
             ("VMs by name", self.vm_names == fresh.vm_names),
             ("VMs by id", self.vm_nodes == fresh.vm_nodes),
             ("reservations", reserved(self) == reserved(&fresh)),
@@ -464,24 +414,15 @@ fn change<K: Ord + Clone, const N: usize>(
     }
 }
 
-/// Moves a placement in a list in order of time from where it was to where it is.
-fn mark(
-    list: &mut OrdSet<(Timestamp, PlacementName)>,
-    name: &PlacementName,
+/// Counts a placement out as it was and in as it is.
+fn count(
+    number: &mut usize,
     before: Option<&Arc<Placement>>,
     after: Option<&Arc<Placement>>,
-    time: impl Fn(&Placement) -> Option<Timestamp>,
+    counts: impl Fn(&Placement) -> bool,
 ) {
-    let (was, is) = (before.and_then(|p| time(p)), after.and_then(|p| time(p)));
-    if was == is {
-        return;
-    }
-    if let Some(was) = was {
-        list.remove(&(was, name.clone()));
-    }
-    if let Some(is) = is {
-        list.insert((is, name.clone()));
-    }
+    let counted = |placement: Option<&Arc<Placement>>| usize::from(placement.is_some_and(|p| counts(p)));
+    *number = (*number + counted(after)).saturating_sub(counted(before));
 }
 
 /// Takes a placement out of the group of a key; a group without members is none.

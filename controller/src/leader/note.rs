@@ -1,7 +1,7 @@
 //! What is measured and told of changes, beside what callers and readers hear. Decides nothing, and waits for nothing.
 
 use crate::metrics::INSTRUMENTS;
-use berth_core::decide::Input;
+use berth_core::decide::{Brain, Input};
 use berth_core::world::{Node, World};
 use berth_model::gpu::{GpuState, HostDriver};
 use berth_model::placement::{FailureReason, Phase, Placement, StepError, StepKind, StepReport};
@@ -29,10 +29,10 @@ pub(super) fn kind(input: &Input) -> KeyValue {
 }
 
 /// Takes note of an input that is about to be decided.
-pub(super) fn before(world: &World, input: &Input) {
+pub(super) fn before(brain: &Brain, input: &Input) {
     let Input::Progress { node: _, progress } = input else { return };
-    let Some(placement) = world.placement_by_uid(&progress.uid) else { return };
-    let told = world.live(placement.name()).and_then(|live| live.step.as_ref());
+    let Some(placement) = brain.placement_by_uid(&progress.uid) else { return };
+    let told = brain.world().live(placement.name()).and_then(|live| live.step.as_ref());
     match &progress.report {
         // An agent that comes back says again where it is.
         StepReport::Working { step, attempt, last_error: Some(error) }

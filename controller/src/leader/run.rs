@@ -343,7 +343,7 @@ impl Service {
                     (input, None)
                 }
             };
-            note::before(desk.brain().world(), &input);
+            note::before(desk.brain(), &input);
             let kind = note::kind(&input);
             let schedule = to.as_ref().map_or_else(Span::none, |waiter| waiter.link.child(names::TRACE_SCHEDULE));
             let to = to.map(|mut waiter| {

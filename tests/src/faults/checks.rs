@@ -3,7 +3,6 @@
 use super::{Begun, Broken, Run};
 use crate::behind;
 use berth_agent_core::work::{Start, Work};
-use berth_core::invariants;
 use berth_model::gpu::{GpuState, HostDriver, QuarantineReason};
 use berth_model::pci::DeviceAddress;
 use berth_model::placement::Phase;
@@ -21,7 +20,7 @@ impl Run {
     }
 
     fn check_brain(&self) -> Result<(), Broken> {
-        if let Some(violation) = invariants::check(self.brain.world()).first() {
+        if let Some(violation) = self.brain.check().first() {
             return Err(Broken(format!("an invariant of the controller is broken: {violation}")));
         }
         Ok(())
@@ -34,7 +33,7 @@ impl Run {
     /// Before a step begins: its placement owns what it touches, and no other does.
     pub(super) fn check_start(&self, start: &Start) -> Result<(), Broken> {
         let world = self.brain.world();
-        let Some(placement) = world.placement_by_uid(&start.uid) else {
+        let Some(placement) = self.brain.placement_by_uid(&start.uid) else {
             return Err(Broken(format!("a step of a placement nobody knows: {}", start.step)));
         };
         if let (Some(address), Some(node)) = (start.step.device(), world.node(&self.node)) {

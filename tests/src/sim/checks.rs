@@ -4,7 +4,6 @@ use super::agent::Begun;
 use super::{Broken, Sim};
 use crate::behind;
 use berth_agent_core::work::Start;
-use berth_core::invariants;
 use berth_core::world::{Link, Node, View, World};
 use berth_model::desired::{DesiredPlacement, Intent};
 use berth_model::gpu::{GpuHealth, GpuState, HostDriver, QuarantineReason, Verdict};
@@ -18,11 +17,11 @@ impl Sim {
     /// After every event: what changed is checked.
     pub(super) fn check(&mut self) -> Result<(), Broken> {
         for replica in &mut self.replicas {
-            if let Some(world) = replica.changed() {
-                if let Some(violation) = invariants::check(world).into_iter().next() {
+            if let Some(brain) = replica.changed() {
+                if let Some(violation) = brain.check().into_iter().next() {
                     return Err(Broken(format!("an invariant of a leader's world is broken: {violation}")));
                 }
-                available_is_free(world)?;
+                available_is_free(brain.world())?;
             }
         }
         for agent in &mut self.agents {

@@ -12,7 +12,7 @@ use super::{Broken, Event, Sim, skewed};
 use berth_controller::commit::{Effort, Groups, Loss};
 use berth_controller::leader::desk::{Desk, Sessions, Told, Work};
 use berth_controller::leader::{ATTEMPTS, CAMPAIGN, SessionId, load};
-use berth_core::decide::Input;
+use berth_core::decide::{Brain, Input};
 use berth_core::world::World;
 use berth_model::{NodeName, Timestamp};
 use berth_store::{CommitError, Fence, Revision, Store as _};
@@ -223,10 +223,10 @@ impl Replica {
         }
     }
 
-    /// The world it decides on, if that changed since it was last asked for.
-    pub(super) fn changed(&mut self) -> Option<&World> {
+    /// The brain that decides, if it decided something since it was last asked for.
+    pub(super) fn changed(&mut self) -> Option<&Brain> {
         match &mut self.process.as_mut()?.role {
-            Role::Leading(lead) => std::mem::take(&mut lead.unchecked).then(|| lead.desk.brain().world()),
+            Role::Leading(lead) => std::mem::take(&mut lead.unchecked).then(|| lead.desk.brain()),
             Role::Campaigning | Role::Loading { .. } | Role::Settling(..) => None,
         }
     }

@@ -207,7 +207,7 @@ impl Brain {
 
     pub(super) fn progress(&mut self, draft: &mut Draft, node: &NodeName, progress: Progress) {
         let Progress { generation, uid, report, forced, install, removed_role } = progress;
-        let Some(placement) = self.world.placement_by_uid(&uid) else { return };
+        let Some(placement) = self.placement_by_uid(&uid) else { return };
         let its_node = placement.assignment.as_ref().map(|a| &a.node) == Some(node);
         if self.world.node(node).is_some_and(|node| node.is_stranger()) {
             return;
@@ -217,7 +217,7 @@ impl Brain {
             let name = placement.name().clone();
             self.learn(draft, node, &name, forced, install, removed_role);
         }
-        let Some(placement) = self.world.placement_by_uid(&uid) else { return };
+        let Some(placement) = self.placement_by_uid(&uid) else { return };
         // A report about an older wish must not be taken for an answer to this one: "satisfied" then meant attached.
         let made = self.world.node(node).map_or(0, |node| node.generation);
         // And one about a wish that is not made yet, or that a lost store knew, answers nothing.

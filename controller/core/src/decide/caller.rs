@@ -21,7 +21,8 @@ impl Brain {
         caller: String,
         trace: Option<TraceParent>,
     ) -> Result<(), Refusal> {
-        if let Some(earlier) = self.world.placement_by_request(&request.request_id) {
+        let earlier = self.lookups.by_request(&request.request_id).and_then(|name| self.world.placement(name));
+        if let Some(earlier) = earlier {
             return match earlier.request.first_difference(&request) {
                 None => {
                     draft.answer = Some(earlier.name().clone());
@@ -50,7 +51,7 @@ impl Brain {
             (Some(_), _) => Event::Placed { until: self.hold_ends(draft, &request) },
             (None, None) => return Err(Refusal::NoRoom(Box::new(request))),
             (None, Some(queue)) => {
-                let queued = self.world.queued();
+                let queued = self.lookups.queued();
                 if queued >= self.limits.queued {
                     return Err(Refusal::QueueFull { queued });
                 }

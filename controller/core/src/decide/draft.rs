@@ -75,20 +75,35 @@ pub(crate) fn claims(placement: &Placement) -> BTreeSet<(Claimed, PlacementUid)>
 }
 
 impl Brain {
+    /// Puts a placement in the place of the one of its name, if any. All ways of changing one lead through here or through
+    /// [`Brain::discard`].
+    pub(super) fn keep(&mut self, placement: Placement) {
+        let before = self.world.placement(placement.name()).cloned();
+        self.lookups.change(placement.name(), before.as_deref(), Some(&placement));
+        self.world.put_placement(placement);
+    }
+
+    /// Removes a placement.
+    pub(super) fn discard(&mut self, name: &PlacementName) {
+        let before = self.world.placement(name).cloned();
+        self.lookups.change(name, before.as_deref(), None);
+        self.world.remove_placement(name);
+    }
+
     /// Puts a placement into the world, noting what it was before.
     pub(super) fn put(&mut self, draft: &mut Draft, mut placement: Placement) {
         let name = placement.name().clone();
         let world = &self.world;
         let before = draft.before.entry(name.clone()).or_insert_with(|| world.placement(&name).cloned());
         placement.version = before.as_ref().map_or(1, |before| before.version + 1);
-        self.world.put_placement(placement);
+        self.keep(placement);
     }
 
     /// Forgets a placement that is over.
     pub(super) fn remove(&mut self, draft: &mut Draft, name: &PlacementName) {
         let world = &self.world;
         draft.before.entry(name.clone()).or_insert_with(|| world.placement(name).cloned());
-        self.world.remove_placement(name);
+        self.discard(name);
     }
 
     /// Lets an event happen to a placement; `edit` changes what else changes with it. False when the event changes
@@ -174,7 +189,7 @@ impl Brain {
                 if placement.generation != generation && !matches!(placement.phase, Phase::Queued { .. }) {
                     let mut placement = Placement::clone(placement);
                     placement.generation = generation;
-                    self.world.put_placement(placement);
+                    self.keep(placement);
                 }
             }
             draft.store_nodes.insert(node.clone());

@@ -30,7 +30,7 @@ impl Brain {
 
     fn end_phases(&mut self, draft: &mut Draft) {
         let due: Vec<_> = self
-            .world
+            .lookups
             .due(draft.now)
             .filter(|name| self.end_of(name) <= Some(draft.now))
             .take(super::draft::MAX_PLACEMENTS)
@@ -58,8 +58,8 @@ impl Brain {
 
     /// When the next phase ends by itself.
     pub(super) fn next_end(&self) -> Option<Timestamp> {
-        let early = self.world.due(self.since.after(RECONNECT)).filter_map(|name| self.end_of(name)).min();
-        early.or_else(|| self.world.next_deadline())
+        let early = self.lookups.due(self.since.after(RECONNECT)).filter_map(|name| self.end_of(name)).min();
+        early.or_else(|| self.lookups.next_deadline())
     }
 
     fn lateness(&self, placement: &Placement) -> FailureReason {
@@ -91,7 +91,7 @@ impl Brain {
     }
 
     pub(super) fn queue_is_due(&self) -> bool {
-        (self.world.queued() > 0 && (self.room || self.pass.is_some())) || !self.waiting_vms.is_empty()
+        (self.lookups.queued() > 0 && (self.room || self.pass.is_some())) || !self.waiting_vms.is_empty()
     }
 
     /// Goes on with the pass through the queue, oldest first; who fits is placed, who does not keeps its turn.
@@ -99,7 +99,7 @@ impl Brain {
         if self.pass.is_none() && !std::mem::take(&mut self.room) {
             return;
         }
-        let waiting: Vec<_> = self.world.queue_after(self.pass.as_ref()).take(QUEUE_LOOKS).cloned().collect();
+        let waiting: Vec<_> = self.lookups.queue_after(self.pass.as_ref()).take(QUEUE_LOOKS).cloned().collect();
         let last_of_pass = waiting.len() < QUEUE_LOOKS;
         for at in waiting {
             if !draft.has_room() {
@@ -120,12 +120,12 @@ impl Brain {
     }
 
     pub(super) fn history_is_full(&self) -> bool {
-        self.world.over_count() > self.limits.history
+        self.lookups.over() > self.limits.history
     }
 
     fn forget_history(&mut self, draft: &mut Draft) {
         for _ in 0..FORGETS {
-            let Some((since, name)) = self.world.over().next().cloned() else { return };
+            let Some((since, name)) = self.lookups.oldest_over().cloned() else { return };
             let old = since.after(self.limits.history_age) <= draft.now;
             if !draft.has_room() || !(old || self.history_is_full()) {
                 return;

@@ -25,11 +25,11 @@ impl Brain {
         let mut concerned: BTreeSet<NodeName> = nodes.iter().map(|(name, _)| name.clone()).collect();
         // First what is not to be: what it owned is then there for its owners.
         for (name, _) in placements.iter().filter(|(_, stored)| stored.is_none()) {
-            self.world.remove_placement(name);
+            self.discard(name);
         }
         for placement in placements.into_iter().filter_map(|(_, stored)| stored) {
             concerned.extend(placement.assignment.as_ref().map(|assignment| assignment.node.clone()));
-            self.world.put_placement(placement);
+            self.keep(placement);
         }
         for (name, stored) in nodes {
             match stored {
