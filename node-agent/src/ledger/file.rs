@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Version of the file's form that this build reads and writes.
 const VERSION: u32 = 1;
@@ -14,6 +15,8 @@ const NAME: &str = "ledger";
 /// Where the next file is written before it takes the name of the old one.
 const NEW_NAME: &str = "ledger.new";
 const LOCK_NAME: &str = "lock";
+/// How long a lock is waited for: a child that was forked when its owner let go has it until it becomes another program.
+const LET_GO: Duration = Duration::from_millis(250);
 const TITLE: &str = "berth-agent-ledger";
 /// Largest ledger that is read: far above 64 placements and 1,024 VMs' settings, far below what hurts.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
@@ -87,10 +90,13 @@ impl DataDir {
             .write(true)
             .open(&lock_path)
             .map_err(at("open the lock file", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(at("lock", &lock_path)(error)),
+        let until = Instant::now() + LET_GO;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                TryLockError::WouldBlock if Instant::now() < until => std::thread::sleep(LET_GO / 50),
+                TryLockError::WouldBlock => return Err(Error::InUse { path: path.to_owned() }),
+                TryLockError::Error(error) => return Err(at("lock", &lock_path)(error)),
+            }
         }
         let dir = Self { path: path.to_owned(), _lock: lock };
         let body = dir.read()?;
@@ -228,6 +234,21 @@ mod tests {
             assert_eq!(body(temp.path()).unwrap(), b"old", "after {cut} bytes");
             assert!(!temp.path().join(NEW_NAME).exists(), "the unfinished file stays");
         }
+    }
+
+    #[test]
+    fn a_lock_that_is_about_to_be_let_go_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let (first, _) = DataDir::open(temp.path()).unwrap();
+        // As a child that is forked and not yet another program.
+        let copy = first._lock.try_clone().unwrap();
+        drop(first);
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(LET_GO / 10);
+            drop(copy);
+        });
+        assert!(DataDir::open(temp.path()).is_ok());
+        holder.join().unwrap();
     }
 
     #[test]
