@@ -1,6 +1,7 @@
 //! One client, one placement, durable: how long it takes, beside one bare etcd transaction that writes the same.
 //!
-//! The two take turns, so that whatever else the machine does hits both.
+//! The two take turns, so that whatever else the machine does hits both. Beside them, what one more hop costs at least on this
+//! machine: a call to the controller that asks for next to nothing.
 
 use super::controller::Controller;
 use super::figures::{Spread, number, percentile_ms};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Placements before anything is measured: connections open, caches fill.
 const WARM_UP: usize = 100;
+/// Of the pairs of a block, this part of calls that ask for nothing.
+const EMPTY_PART: usize = 3;
 /// How long a controller may take to lead a fleet that nobody led before.
 const LEADS: Duration = Duration::from_secs(60);
 const GOAL: f64 = 1.5;
@@ -63,7 +66,7 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
         shape.puts(),
         shape.bytes()
     ));
-    let mut figures = [const { Vec::new() }; 6];
+    let mut figures = [const { Vec::new() }; 8];
     let (before, begun) = (controller.usage()?, Instant::now());
     for _ in 0..blocks {
         let (mut placed, mut bare) = (Vec::new(), Vec::new());
@@ -80,20 +83,30 @@ pub async fn run(options: Options) -> anyhow::Result<Report> {
                 }
             }
         }
+        let mut empty = Vec::new();
+        for _ in 0..pairs.div_ceil(EMPTY_PART) {
+            let begun = Instant::now();
+            callers.ask_for_nothing().await?;
+            empty.push(begun.elapsed());
+        }
+        let empty_50 = percentile_ms(&mut empty, 50);
         let of = |times: &mut [Duration]| [percentile_ms(times, 50), percentile_ms(times, 99)];
         let ([placed_50, placed_99], [bare_50, bare_99]) = (of(&mut placed), of(&mut bare));
-        let block = [placed_50, placed_99, bare_50, bare_99, placed_50 / bare_50, placed_99 / bare_99];
+        let least = (bare_50 + empty_50) / bare_50;
+        let block = [placed_50, placed_99, bare_50, bare_99, placed_50 / bare_50, placed_99 / bare_99, empty_50, least];
         for (all, figure) in figures.iter_mut().zip(block) {
             all.push(figure);
         }
     }
     let cpu = (controller.usage()?.cpu_seconds - before.cpu_seconds) / number(u64::try_from(blocks * pairs)?) * 1e6;
     report.note(format!("it took {:.1} s", begun.elapsed().as_secs_f64()));
-    let [placed_50, placed_99, bare_50, bare_99, ratio_50, ratio_99] = figures.map(Spread::of);
+    let [placed_50, placed_99, bare_50, bare_99, ratio_50, ratio_99, empty_50, least] = figures.map(Spread::of);
     report.row("placement, p50", placed_50, "ms");
     report.row("placement, p99", placed_99, "ms");
     report.row("bare transaction, p50", bare_50, "ms");
     report.row("bare transaction, p99", bare_99, "ms");
+    report.row("empty call to the controller, p50", empty_50, "ms");
+    report.row("ratio of bare transaction and empty call, p50", least, "x");
     report.judged("ratio at p50", ratio_50, "x", Goal::AtMost(GOAL));
     report.judged("ratio at p99", ratio_99, "x", Goal::AtMost(GOAL));
     report.row("controller, processor time a placement", Spread::of([cpu]), "us");

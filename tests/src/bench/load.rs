@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Longer than any benchmark: nothing expires meanwhile.
 const HOLD_SECONDS: i64 = 24 * 3600;
@@ -18,6 +20,8 @@ const HOLD_SECONDS: i64 = 24 * 3600;
 /// Some callers, each with a connection of its own.
 pub(super) struct Callers {
     clients: Vec<PlacementsClient<Channel>>,
+    /// The first one's connection.
+    health: Option<HealthClient<Channel>>,
     /// Number of the next placement.
     next: usize,
 }
@@ -39,12 +43,13 @@ impl Callers {
     /// When the controller cannot be reached.
     pub(super) async fn connect(controller: &Controller, count: usize) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_shared(controller.endpoint.clone())?.tcp_nodelay(true);
-        let mut clients = Vec::new();
+        let (mut clients, mut health) = (Vec::new(), None);
         for _ in 0..count {
             let channel = endpoint.connect().await.context("the controller cannot be reached")?;
+            health.get_or_insert_with(|| HealthClient::new(channel.clone()));
             clients.push(PlacementsClient::new(channel));
         }
-        Ok(Self { clients, next: 0 })
+        Ok(Self { clients, health, next: 0 })
     }
 
     /// One placement by the first caller; the revision that it is part of.
@@ -58,6 +63,16 @@ impl Callers {
         let answer = client.create(create(number)).await?;
         let revision = answer.metadata().get("berth-revision").context("an answer without a revision")?;
         Ok(Revision(revision.to_str()?.parse()?))
+    }
+
+    /// One call by the first caller that asks for next to nothing.
+    ///
+    /// # Errors
+    /// When it is not answered.
+    pub(super) async fn ask_for_nothing(&mut self) -> anyhow::Result<()> {
+        let health = self.health.as_mut().context("there is no caller")?;
+        health.check(HealthCheckRequest::default()).await?;
+        Ok(())
     }
 
     /// So many placements by all callers together, each with one question at a time.
