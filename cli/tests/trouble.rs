@@ -275,6 +275,9 @@ async fn a_lost_store_is_made_anew_from_what_agents_hold() {
     let before = [scene.placement("one").await, scene.placement("two").await];
     let claims: Vec<_> = scene.claims().await.into_iter().filter(|(_, owner)| owner != "held").collect();
     assert_eq!(claims.len(), 4);
+    // The release is over before its agent has heard so.
+    let told = || async { scene.agents.iter().all(|agent| agent.holds() == 1) };
+    scene.until("each agent holds one", told).await;
 
     scene.lose_store().await;
     let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);

@@ -161,7 +161,7 @@ fn closed_port() -> u16 {
 async fn nobody_there_is_exit_5_and_names_the_way_out() {
     let port = closed_port();
     for line in ["get nodes", "place p --vm v", "release p", "commit p"] {
-        let (exit, _, error) = berth(&format!("{line} --endpoint http://127.0.0.1:{port} --deadline 150ms")).await;
+        let (exit, _, error) = berth(&format!("{line} --endpoint http://127.0.0.1:{port} --deadline 2s")).await;
         assert_eq!(exit, Exit::Unavailable, "{line}: {error}");
         let wanted = format!("error: no controller answers at http://127.0.0.1:{port}: cannot connect: ");
         assert!(error.starts_with(&wanted) && error.contains("berth dev"), "{line}: {error}");
@@ -291,7 +291,7 @@ async fn create_is_repeated_with_the_same_request_id() {
 #[tokio::test]
 async fn when_nobody_knows_whether_it_happened_the_user_learns_how_to_repeat_it() {
     let (endpoint, _told, _server) = stand_in(vec![Status::unavailable("taking over"); 20]).await;
-    let line = format!("place p --vm v --request-id mine --deadline 400ms --endpoint {endpoint}");
+    let line = format!("place p --vm v --request-id mine --deadline 1s --endpoint {endpoint}");
     let (exit, out, error) = berth(&line).await;
     assert_eq!((exit, out.as_str()), (Exit::Unavailable, ""));
     expect![[r#"

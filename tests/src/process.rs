@@ -1,7 +1,7 @@
 //! The real binaries as processes: started on a free port, watched until they are ready, never left behind.
 
 use anyhow::{Context as _, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -386,14 +386,24 @@ pub fn wait_until(limit: Duration, mut done: impl FnMut() -> anyhow::Result<bool
 /// connection meanwhile.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
-/// A port that was free a moment ago.
+/// Those that were given away in this process.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A port on which nobody listened a moment ago, another one each time. It is found by knocking: whoever listened there to
+/// try it out might, for the moment in which it forks another test's child, still do so when the port is used.
 ///
 /// # Errors
 /// When none is found.
 pub fn free_port() -> anyhow::Result<u16> {
-    let tried = (0..100).map(|_| rand::random_range(PORTS));
-    let mut free = tried.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    free.next().context("no port is free")
+    let refuses = |port: u16| {
+        let knock = std::net::TcpStream::connect(("127.0.0.1", port));
+        knock.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tried = (0..100).map(|_| rand::random_range(PORTS));
+    let free = tried.find(|port| !given.contains(port) && refuses(*port)).context("no port is free")?;
+    given.insert(free);
+    Ok(free)
 }
 
 /// A running `berth dev`.

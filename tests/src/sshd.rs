@@ -1,9 +1,8 @@
 //! A real sshd that plays a Linux guest: on a loopback port, with its own keys and settings, as the user that runs the
 //! tests. What it shows as `lspci` and `dmesg` are scripts of a test.
 
-use crate::process::{Process, other, run, skip};
+use crate::process::{Process, free_port, other, run, skip};
 use anyhow::{Context as _, ensure};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,8 +56,8 @@ impl Guest {
         if me.trim() == "0" {
             std::fs::create_dir_all("/run/sshd").context("sshd needs /run/sshd when root starts it")?;
         }
-        // Taken and given up again: sshd cannot be told to take any.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // sshd cannot be told to take any.
+        let port = free_port()?;
         let here = dir.path().display();
         std::fs::write(
             at("sshd_config"),

@@ -335,18 +335,18 @@ async fn a_call_that_is_passed_on_keeps_its_deadline_and_ends_with_it() {
     })
     .await;
     let mut call = Request::new(asked("late"));
-    call.set_timeout(Duration::from_millis(900));
+    call.set_timeout(Duration::from_secs(5));
     let begun = Instant::now();
     let mut api = PlacementsClient::new(channel(follower, site.files(Some(site.user("terraform")))));
-    let (ended, headers) = tokio::join!(api.create(call), calls.recv());
-    let headers = headers.unwrap();
-    assert_eq!(headers.get("grpc-timeout").unwrap(), "900000u", "{headers:?}");
+    let (ended, headers) = tokio::join!(api.create(call), tokio::time::timeout(PATIENCE, calls.recv()));
+    let headers = headers.unwrap().unwrap();
+    assert_eq!(headers.get("grpc-timeout").unwrap(), "5000000u", "{headers:?}");
     assert_eq!(headers.get("berth-forwarded-for").unwrap(), "cert:CN=terraform", "{headers:?}");
     let ended = ended.unwrap_err();
     // The client's own clock may be the first to say so.
     assert!(matches!(ended.code(), Code::DeadlineExceeded | Code::Cancelled), "{ended:?}");
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(20), "{took:?}");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(20), "{took:?}");
     for one in site.controllers {
         one.stop().await;
     }

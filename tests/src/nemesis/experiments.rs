@@ -95,6 +95,12 @@ impl FromStr for Experiment {
     }
 }
 
+/// For how long nothing is written where nothing is under way: longer than the audit gathers before it seals.
+const STILL: Duration = Duration::from_secs(2);
+
+/// What a controller that passes a change on says of the same, on its way to the leader.
+const TORN_BETWEEN: &str = "the connection to the leader at ";
+
 /// What a caller's own library says of a connection that closes in the moment in which a call is written to it.
 const TORN: [(&str, &str); 2] = [("Cancelled", "operation was canceled"), ("Unknown", "transport error")];
 
@@ -109,7 +115,8 @@ pub fn check(experiment: Experiment, told: &Told, history: &History) -> Vec<Stri
     if experiment == Experiment::RollingRestart {
         let mut torn = 0;
         for ((code, text), times) in told.silences.iter().filter(|((code, _), _)| code != "Unavailable") {
-            if TORN.contains(&(code.as_str(), text.as_str())) {
+            let between = code == "Unknown" && text.starts_with(TORN_BETWEEN);
+            if between || TORN.contains(&(code.as_str(), text.as_str())) {
                 torn += *times;
             } else {
                 wrong.push(format!("{times} attempts failed with {code}, which says nothing of trying again: {text}"));
@@ -268,7 +275,8 @@ fn revision(run: &Run) -> anyhow::Result<Revision> {
     Ok(page.context("etcd does not say how far it is")?.revision)
 }
 
-/// Waits until no placement will change by itself any more, according to this controller.
+/// Waits until no placement will change by itself any more, according to this controller, and etcd has stood still since:
+/// what was done last is sealed in the audit a moment later.
 fn quiet(run: &mut Run, controller: usize) -> anyhow::Result<()> {
     let endpoint = run.cluster.direct(controller);
     let runtime = run.runtime.handle().clone();
@@ -279,6 +287,14 @@ fn quiet(run: &mut Run, controller: usize) -> anyhow::Result<()> {
         let live = runtime.block_on(caller.live_placements());
         // Whatever has a deadline will change.
         live.is_ok_and(|live| live.iter().all(|placement| placement.deadline.is_none()))
+    })?;
+    let (mut last, mut since) = (revision(run)?, Instant::now());
+    run.wait("etcd stands still", PATIENCE, move |run| {
+        let now = revision(run).unwrap_or_default();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() >= STILL
     })
 }
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 #[tokio::test]
 async fn a_lost_answer_is_unknown_and_nothing_is_sent_twice() {
     let Some(server) = Server::one("a_lost_answer_is_unknown").unwrap() else { return };
+    let before = write(&connect(&server).await, "a", "0").await;
     let store = Etcd::connect(Options { deadline: Duration::from_secs(1), ..options(&server) }).await.unwrap();
-    let before = write(&store, "a", "0").await;
     let paused = server.pause(0).unwrap();
     let begun = Instant::now();
     let outcome = store.commit(put("a", "1")).await;

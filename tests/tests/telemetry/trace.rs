@@ -53,7 +53,9 @@ fn one_trace_runs_from_the_caller_to_the_host_driver_and_says_what_failed() -> a
         let bad = tree(&received, BAD_TRACE);
         let began = |tree: &str| tree.contains("Placements/Create < caller") && tree.contains("session.accept");
         let restored = ["driver.act Enable <", "driver.act RestoreVm <"].iter().all(|step| bad.contains(step));
-        Ok(began(&good) && began(&bad) && good.contains("driver.act StartVm <") && restored)
+        // A step ends, and is sent, just after what was done for it.
+        let whole = !good.contains("unknown") && !bad.contains("unknown");
+        Ok(began(&good) && began(&bad) && good.contains("driver.act StartVm <") && restored && whole)
     })?;
     let received = collector.received();
     let (good, bad) = (tree(&received, GOOD_TRACE), tree(&received, BAD_TRACE));

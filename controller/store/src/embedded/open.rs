@@ -10,10 +10,14 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const FILE: &str = "berth.redb";
 const NEW_FILE: &str = "berth.redb.new";
 const LOCK: &str = "lock";
+/// How long a directory in use is waited for: a child that was forked when its owner let go has its locks until it becomes
+/// another program.
+const LET_GO: Duration = Duration::from_millis(250);
 
 /// Memory for pages of the file. A fleet's records are tens of MiB; beyond it the system's page cache serves.
 const CACHE_BYTES: usize = 64 << 20;
@@ -75,6 +79,16 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+        let until = Instant::now() + LET_GO;
+        loop {
+            match Self::open_at_once(dir) {
+                Err(OpenError::InUse { .. }) if Instant::now() < until => std::thread::sleep(LET_GO / 50),
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_at_once(dir: &Path) -> Result<Self, OpenError> {
         if dir.exists() && !dir.is_dir() {
             return Err(OpenError::NotADirectory { path: dir.to_owned() });
         }
@@ -114,11 +128,11 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK);
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let file = open.map_err(|source| io_error(&path, "opening the lock file", source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(io_error(&path, "locking it", source)),
-    }
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => OpenError::InUse { dir: dir.to_owned() },
+        TryLockError::Error(source) => io_error(&path, "locking it", source),
+    })?;
+    Ok(file)
 }
 
 /// Makes an empty store, complete before it has its name.
