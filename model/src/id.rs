@@ -1,11 +1,6 @@
 //! Names and ids, each its own type, each checked when it is made.
-//!
-//! They are the keys of every look-up, and are copied with each change of one. So their text stands in themselves as far
-//! as it is short (23 bytes, and GUIDs): a copy touches no other memory.
 
 use crate::pci::DeviceAddress;
-use arrayvec::ArrayString;
-use smol_str::SmolStr;
 use std::fmt;
 use std::str::FromStr;
 
@@ -77,7 +72,7 @@ macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $limit:expr, $allowed:literal, $legal:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(SmolStr);
+        pub struct $name(std::sync::Arc<str>);
 
         impl $name {
             /// Longest legal text in bytes.
@@ -101,7 +96,7 @@ macro_rules! text_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
+                f.pad(&self.0)
             }
         }
 
@@ -114,7 +109,7 @@ macro_rules! text_id {
 
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
-                self.as_str()
+                &self.0
             }
         }
     };
@@ -175,22 +170,23 @@ text_id!(
 );
 
 /// Checks the 8-4-4-4-12 form and gives it in lower case.
-fn guid(what: &'static str, text: &str) -> Result<ArrayString<36>, InvalidName> {
+fn guid(what: &'static str, text: &str) -> Result<std::sync::Arc<str>, InvalidName> {
     let form_ok = text.len() == 36
         && text
             .char_indices()
             .all(|(at, c)| if matches!(at, 8 | 13 | 18 | 23) { c == '-' } else { c.is_ascii_hexdigit() });
-    let wrong = || InvalidName::Form { what, text: text.to_owned(), form: "8-4-4-4-12 hexadecimal digits" };
-    let mut guid = ArrayString::from(text).ok().filter(|_| form_ok).ok_or_else(wrong)?;
-    guid.make_ascii_lowercase();
-    Ok(guid)
+    if form_ok {
+        Ok(text.to_ascii_lowercase().into())
+    } else {
+        Err(InvalidName::Form { what, text: text.to_owned(), form: "8-4-4-4-12 hexadecimal digits" })
+    }
 }
 
 macro_rules! guid_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(ArrayString<36>);
+        pub struct $name(std::sync::Arc<str>);
 
         impl $name {
             /// Checks `text` and keeps it in lower case.
@@ -209,7 +205,7 @@ macro_rules! guid_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
+                f.pad(&self.0)
             }
         }
 

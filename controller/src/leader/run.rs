@@ -433,7 +433,6 @@ async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Opti
     Ok(Lead { desk: Desk::new(brain, revision), pipeline, lost, ticked: Instant::now(), contradictions: 0 })
 }
 
-#[expect(clippy::large_enum_variant, reason = "one at a time is made, where it is used")]
 enum Source {
     Tick,
     Call(Call),
