@@ -2,7 +2,8 @@
 //!
 //! Each fleet is first filled to about half with VMs of mixed sizes, so that rooms of every kind exist. Then each timed
 //! decision is undone outside the clock. A snapshot is taken for every group of decisions, as the leader does for its
-//! readers, and the copies on write that it causes are counted.
+//! readers, and the copies on write that it causes are counted. The last line of each fleet is what a lone placement costs:
+//! nothing of the world is in the caches, and every decision has a snapshot of its own.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people at a terminal")]
 
@@ -16,7 +17,15 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::time::{Duration, Instant};
 
+/// As in the controller.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SAMPLES: usize = 20_000;
+/// Decisions that begin with cold caches.
+const COLD_SAMPLES: usize = 2_000;
+/// Read between two such decisions: more than the caches of a core.
+const THRASH_BYTES: usize = 6 << 20;
 /// Decisions committed together, and so published together.
 const GROUP: usize = 32;
 
@@ -76,6 +85,37 @@ fn measure(world: &mut World, gpus: u32) -> (Duration, Duration) {
     (times[SAMPLES / 2], times[SAMPLES * 99 / 100])
 }
 
+/// Median time of one decision, and of taking the snapshot before it apart, when other programs have had the caches.
+fn measure_cold(world: &mut World) -> (Duration, Duration) {
+    let (mut decided, mut dropped) = (Vec::new(), Vec::new());
+    let mut others = vec![1_u8; THRASH_BYTES];
+    let mut use_caches = |with: u8| {
+        for line in others.iter_mut().step_by(64) {
+            *line = std::hint::black_box(line.wrapping_add(with));
+        }
+    };
+    let mut snapshot = world.clone();
+    for number in 0..COLD_SAMPLES {
+        let request = request(number, 1);
+        use_caches(1);
+        let start = Instant::now();
+        let assignment = schedule::schedule(world, &request, fleet::NOW).unwrap();
+        world.put_placement(fleet::held(1 << 30 | number, request, assignment));
+        decided.push(start.elapsed());
+        let before = std::mem::replace(&mut snapshot, world.clone());
+        use_caches(3);
+        let start = Instant::now();
+        drop(before);
+        dropped.push(start.elapsed());
+    }
+    for number in 0..COLD_SAMPLES {
+        world.remove_placement(&request(number, 1).name);
+    }
+    decided.sort_unstable();
+    dropped.sort_unstable();
+    (decided[COLD_SAMPLES / 2], dropped[COLD_SAMPLES / 2])
+}
+
 /// Median time of refusing what no node can give, without and with the explanation.
 fn measure_refusal(world: &World) -> (Duration, Duration) {
     let request = request(0, 16);
@@ -119,6 +159,10 @@ fn main() {
         );
         let (refused, explained) = measure_refusal(&world);
         println!("  refused: {:.1} µs; explained: {:.0} µs", micros(refused), micros(explained));
+        if nodes * 4 > COLD_SAMPLES {
+            let (decided, dropped) = measure_cold(&mut world);
+            println!("  with cold caches: {:.1} µs; dropping it: {:.1} µs", micros(decided), micros(dropped));
+        }
         let now = [one, one_99, eight, eight_99];
         let then = *first.get_or_insert(now);
         let ratios: Vec<String> =

@@ -17,7 +17,6 @@ use crate::peers::{Peer, Way};
 use crate::replica::Replica;
 use crate::standing::{Board, Known, Standing};
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Request, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -213,7 +212,7 @@ pub(super) struct Gate {
 }
 
 /// Answers here or passes on.
-pub(super) async fn route(State(gate): State<Gate>, mut request: Request<Body>, next: Next) -> Response {
+pub(super) async fn route(gate: Gate, mut request: Request<Body>, next: Next) -> Response {
     let Gate { forwarder, replica } = gate;
     let outcome = match kind(request.uri().path()) {
         None => return next.run(request).await,

@@ -17,7 +17,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::{HeaderMap, Method, Request, header::CONTENT_TYPE};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use berth_proto::v1::inventory_server::InventoryServer;
 use berth_proto::v1::node_agent_server::{NodeAgent, NodeAgentServer};
@@ -65,7 +65,8 @@ pub enum RouterError {
 
 #[derive(Clone)]
 struct Edge {
-    /// gRPC and gRPC-Web.
+    grpc: axum::Router,
+    /// gRPC-Web.
     web: axum::Router,
     json: Transcoder,
     probe: Probe,
@@ -107,17 +108,17 @@ pub fn router<A: NodeAgent>(sources: Sources, agents: A) -> Result<axum::Router,
         .add_service(reflection().build_v1alpha()?)
         .prepare()
         .into_axum_router()
-        .layer(from_fn_with_state(gate, forward::route))
-        .layer(from_fn(deadline));
+        .layer(from_fn_with_state(gate, in_time));
     let web = grpc.clone().layer(tonic_web::GrpcWebLayer::new());
-    let edge = Edge { web, json: Transcoder::new(grpc)?, probe };
+    let edge = Edge { json: Transcoder::new(grpc.clone())?, grpc, web, probe };
     Ok(axum::Router::new().fallback(dispatch).with_state(edge))
 }
 
 async fn dispatch(State(edge): State<Edge>, request: Request<Body>) -> Response {
     let kind = request.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
-    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        return edge.web.oneshot(request).await.unwrap_or_else(|never| match never {});
+    if let Some(kind) = kind.filter(|kind| kind.starts_with(b"application/grpc")) {
+        let router = if kind.starts_with(b"application/grpc-web") { edge.web } else { edge.grpc };
+        return router.oneshot(request).await.unwrap_or_else(|never| match never {});
     }
     if request.uri().path() == "/" && (request.method() == Method::GET || request.method() == Method::HEAD) {
         return WELCOME.into_response();
@@ -141,10 +142,10 @@ async fn scrape() -> Response {
 }
 
 /// Ends a call whose answer does not begin in time. What it asked for may still happen, and the code says so.
-async fn deadline(request: Request<Body>, next: Next) -> Response {
+async fn in_time(State(gate): State<Gate>, request: Request<Body>, next: Next) -> Response {
     let limit = asked_deadline(request.headers()).map_or(CALL_DEADLINE, |asked| asked.min(MAX_CALL_DEADLINE));
     let (method, begun) = (method_name(request.uri().path()), Instant::now());
-    let response = match tokio::time::timeout(limit, next.run(request)).await {
+    let response = match tokio::time::timeout(limit, forward::route(gate, request, next)).await {
         Ok(response) => response,
         Err(_) => Status::deadline_exceeded(format!(
             "no answer within {} ms; it is not known whether the call took effect",

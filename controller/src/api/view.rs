@@ -53,7 +53,7 @@ pub(crate) fn node(node: &Node, seen: &dyn LastSeen) -> v1::Node {
 
 /// A GPU, with everything that speaks against handing it out.
 pub(crate) fn gpu(node: &Node, address: &DeviceAddress, gpu: &Gpu) -> v1::Gpu {
-    let unavailable: Vec<_> = node.unavailable(gpu).iter().map(Into::into).collect();
+    let unavailable: Vec<_> = node.unavailable(gpu).map(|why| (&why).into()).collect();
     v1::Gpu {
         id: gpu_key(node, address),
         node: node.name.to_string(),

@@ -160,6 +160,11 @@ impl<R> Desk<R> {
         self.untold
     }
 
+    /// Whether one caller waits for the store, and nothing else does.
+    pub fn has_lone_caller(&self) -> bool {
+        self.untold == 1 && self.batches.front().is_some_and(|batch| batch.replies.len() == 1)
+    }
+
     /// Whether an agent's input counts: only the newest session of a node speaks for it, and after a reload only from
     /// its first full report on.
     pub fn admits(&mut self, sessions: &mut Sessions, session: SessionId, input: &Input) -> bool {

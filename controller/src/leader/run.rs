@@ -1,6 +1,7 @@
 //! The leader's loop. See [`super`] for its rules.
 
 mod recover;
+mod vigil;
 
 pub use recover::{ATTEMPTS, CAMPAIGN};
 
@@ -28,6 +29,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use vigil::Vigil;
 
 /// Inputs decided in one go, before anything else is looked at: a few milliseconds of work.
 const BATCH: usize = 256;
@@ -136,6 +138,7 @@ pub(crate) struct Service {
     lead: Lead,
     sessions: Sessions,
     trouble: Trouble,
+    vigil: Vigil,
 }
 
 /// What the store has failed at lately.
@@ -167,11 +170,7 @@ impl Service {
         let lead = take_over(&store, &options, &mut 0).await?;
         let brain = lead.desk.brain();
         let (replica, publisher) = Replica::new(brain.world().clone(), lead.desk.revision().0, brain.term(), now());
-        let sessions = Sessions::default();
-        Ok((
-            replica,
-            Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble: Trouble::default() },
-        ))
+        Ok((replica, Self::new(store, options, queue, outbox, stop, publisher, lead)))
     }
 
     /// Loads the world for a leadership that was won, and goes on with what `publisher` has shown so far.
@@ -199,8 +198,20 @@ impl Service {
         } else {
             publisher.restart(world, revision, brain.term(), now());
         }
-        let sessions = Sessions::default();
-        Ok(Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble: Trouble::default() })
+        Ok(Self::new(store, options, queue, outbox, stop, publisher, lead))
+    }
+
+    fn new(
+        store: Arc<dyn Store>,
+        options: Options,
+        queue: mpsc::Receiver<Call>,
+        outbox: Arc<dyn Outbox>,
+        stop: CancellationToken,
+        publisher: Publisher,
+        lead: Lead,
+    ) -> Self {
+        let (sessions, trouble, vigil) = (Sessions::default(), Trouble::default(), Vigil::on_this_machine());
+        Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble, vigil }
     }
 
     /// Leads until the process stops.
@@ -232,6 +243,7 @@ impl Service {
         loop {
             let room = self.lead.desk.untold() < UNTOLD && self.lead.pipeline.groups.count() < GROUPS;
             let tick_at = self.lead.tick_at();
+            let awake = self.vigil.stays_awake(self.lead.desk.has_lone_caller(), Instant::now());
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return self.finish().await,
@@ -254,6 +266,12 @@ impl Service {
                         return self.finish().await;
                     }
                     self.decide_all(calls.drain(..).map(Source::Call))?;
+                }
+                // Again after all that is ready, and after a look at the sockets.
+                () = tokio::task::yield_now(), if awake => {
+                    // Whoever else has work goes first: the store may need this very processor.
+                    std::thread::yield_now();
+                    continue;
                 }
             }
             self.lead.pipeline.dispatch();

@@ -98,7 +98,7 @@ impl Run {
     pub(super) fn not_free(&self) -> Option<String> {
         let node = self.brain.world().node(&self.node)?;
         node.gpus.iter().find_map(|(address, gpu)| {
-            let reasons = node.unavailable(gpu);
+            let mut reasons = node.unavailable(gpu).peekable();
             let stated = |reason: &Unavailable| match reason {
                 Unavailable::Quarantined(QuarantineReason::NotCleanAfterRelease { .. }) => {
                     behind::is_unclean(&self.host, address)
@@ -117,11 +117,11 @@ impl Run {
                 | Unavailable::SurveyFailed { .. }
                 | Unavailable::Stranger { .. } => false,
             };
-            let absent_unsaid = reasons.is_empty() && self.is_absent(address);
+            let absent_unsaid = reasons.peek().is_none() && self.is_absent(address);
             if absent_unsaid {
                 return Some(format!("GPU {address} counts as available although its card is not there"));
             }
-            let unstated = reasons.iter().find(|reason| !stated(reason))?;
+            let unstated = reasons.find(|reason| !stated(reason))?;
             Some(format!("GPU {address} is not available: {unstated}"))
         })
     }

@@ -162,12 +162,12 @@ impl Sim {
                 | Unavailable::SurveyFailed { .. }
                 | Unavailable::Stranger { .. } => false,
             };
-            let reasons = node.unavailable(gpu);
+            let mut reasons = node.unavailable(gpu).peekable();
             let name = &node.name;
-            if reasons.is_empty() && absent {
+            if reasons.peek().is_none() && absent {
                 return Some(format!("GPU {address} of {name} counts as available although its card is not there"));
             }
-            let unstated = reasons.iter().find(|reason| !stated(reason))?;
+            let unstated = reasons.find(|reason| !stated(reason))?;
             Some(format!("GPU {address} of {name} is not available: {unstated}"))
         })
     }

@@ -117,18 +117,11 @@ fn passes(why: &Unavailable) -> bool {
 /// A GPU and the reasons against it that lie in itself, not in its node.
 type Judged<'a> = (&'a Gpu, Vec<Unavailable>);
 
-fn own_reasons(node: &Node, gpu: &Gpu) -> Vec<Unavailable> {
-    let mut reasons = node.unavailable(gpu);
-    let of_node = usize::from(node.not_ready().is_some()) + usize::from(node.cordoned().is_some());
-    reasons.drain(..of_node.min(reasons.len()));
-    reasons
-}
-
 /// The model of a node that comes nearest to the request: with most usable GPUs, then with most at all.
 fn best_model<'a>(ask: &Ask<'_>, node: &'a Node) -> Option<(&'a ModelName, Vec<Judged<'a>>)> {
     let mut models: BTreeMap<&ModelName, Vec<Judged<'a>>> = BTreeMap::new();
     for gpu in node.gpus.values().filter(|gpu| ask.takes(gpu)) {
-        models.entry(gpu.model()).or_default().push((gpu, own_reasons(node, gpu)));
+        models.entry(gpu.model()).or_default().push((gpu, gpu.unavailable().collect()));
     }
     let enough = |gpus: &Vec<Judged<'a>>| gpus.len() >= ask.request.gpus as usize;
     let usable = |gpus: &Vec<Judged<'a>>| gpus.iter().filter(|gpu| gpu.1.is_empty()).count();
@@ -139,11 +132,7 @@ fn best_model<'a>(ask: &Ask<'_>, node: &'a Node) -> Option<(&'a ModelName, Vec<J
 fn tell_blocked(ask: &Ask<'_>, node: &Node, rejection: &mut Rejection) {
     if let Rejection::NotEnoughFree { model, blocked, .. } = rejection {
         let of_model = node.gpus.iter().filter(|(_, gpu)| gpu.model() == &*model && ask.takes(gpu));
-        blocked.extend(
-            of_model.filter_map(|(address, gpu)| {
-                node.unavailable(gpu).into_iter().next().map(|why| (address.clone(), why))
-            }),
-        );
+        blocked.extend(of_model.filter_map(|(address, gpu)| Some((address.clone(), node.unavailable(gpu).next()?))));
     }
 }
 

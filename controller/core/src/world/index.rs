@@ -277,10 +277,9 @@ fn offers(node: &Node) -> Vec<(&ModelName, Offer)> {
         offer.gpus += 1;
         *offer.states.entry(gpu.observed.state.name()).or_default() += 1;
         *offer.vram.entry(gpu.observed.survey.vram_bytes).or_default() += 1;
-        if node.is_available(gpu) {
-            available.push(gpu);
-        } else if let Some(first) = node.unavailable(gpu).first() {
-            *offer.blocked.entry(first.name()).or_default() += 1;
+        match node.unavailable(gpu).next() {
+            None => available.push(gpu),
+            Some(first) => *offer.blocked.entry(first.name()).or_default() += 1,
         }
     }
     found

@@ -127,21 +127,15 @@ impl Node {
             .then(|| Unavailable::Cordoned { labels: self.cordons.iter().map(|c| c.label.clone()).collect() })
     }
 
-    /// Every reason why a GPU of this node is not available; empty means that it is. The one place where
+    /// Every reason why a GPU of this node is not available; none means that it is. The one place where
     /// "available = surveyed assignable ∧ healthy ∧ unclaimed ∧ not cordoned ∧ in host or pool ∧ node ready" is written.
-    pub fn unavailable(&self, gpu: &Gpu) -> Vec<Unavailable> {
-        let mut reasons = Vec::new();
-        reasons.extend(self.not_ready());
-        reasons.extend(self.cordoned());
-        reasons.extend(gpu.own_reasons());
-        reasons
+    pub fn unavailable<'a>(&'a self, gpu: &'a Gpu) -> impl Iterator<Item = Unavailable> + use<'a> {
+        [Self::not_ready, Self::cordoned].into_iter().filter_map(|why| why(self)).chain(gpu.unavailable())
     }
 
-    /// Whether a GPU is available: [`Node::unavailable`] without building the reasons.
+    /// Whether a GPU is available: nothing speaks against it.
     pub fn is_available(&self, gpu: &Gpu) -> bool {
-        matches!((&self.link, &self.view), (Link::Connected { .. }, View::Complete))
-            && self.cordons.is_empty()
-            && gpu.is_usable()
+        self.unavailable(gpu).next().is_none()
     }
 
     /// Processor and memory not reserved by placements.
@@ -160,38 +154,41 @@ impl Node {
 
 impl Gpu {
     /// The reasons that lie in the GPU itself, not in its node.
-    fn own_reasons(&self) -> Vec<Unavailable> {
-        let mut reasons = Vec::new();
-        match &self.observed.survey.verdict {
-            Verdict::Assignable => {}
-            Verdict::Blocked(findings) => reasons.push(Unavailable::NotAssignable(findings.clone())),
-            Verdict::NotMeasured => reasons.push(Unavailable::NotMeasured),
-        }
-        match &self.observed.health {
-            GpuHealth::Ok => {}
-            GpuHealth::Quarantined(reason) => reasons.push(Unavailable::Quarantined(reason.clone())),
-            GpuHealth::NeedsHostReboot => reasons.push(Unavailable::NeedsHostReboot),
-        }
-        if let Some(by) = &self.claim {
-            reasons.push(Unavailable::Claimed { by: by.clone() });
-        }
-        match &self.observed.state {
-            GpuState::Host { .. } | GpuState::Pooled => {}
-            // In its own placement's VM it is claimed; that says enough.
-            GpuState::Attached { .. } if self.claim.is_some() => {}
-            GpuState::Attached { vm } => reasons.push(Unavailable::InVm { vm: vm.clone() }),
-            GpuState::Stale { vm } => reasons.push(Unavailable::StaleRecord { vm: vm.clone() }),
-            GpuState::Missing => reasons.push(Unavailable::Missing),
-            GpuState::Unknown => reasons.push(Unavailable::Unknown),
-        }
-        reasons
+    pub(crate) fn unavailable(&self) -> impl Iterator<Item = Unavailable> {
+        let terms = [Self::not_assignable, Self::not_healthy, Self::claimed, Self::out_of_reach];
+        terms.into_iter().filter_map(|why| why(self))
     }
 
-    fn is_usable(&self) -> bool {
-        self.claim.is_none()
-            && self.observed.survey.verdict == Verdict::Assignable
-            && self.observed.health == GpuHealth::Ok
-            && matches!(self.observed.state, GpuState::Host { .. } | GpuState::Pooled)
+    fn not_assignable(&self) -> Option<Unavailable> {
+        match &self.observed.survey.verdict {
+            Verdict::Assignable => None,
+            Verdict::Blocked(findings) => Some(Unavailable::NotAssignable(findings.clone())),
+            Verdict::NotMeasured => Some(Unavailable::NotMeasured),
+        }
+    }
+
+    fn not_healthy(&self) -> Option<Unavailable> {
+        match &self.observed.health {
+            GpuHealth::Ok => None,
+            GpuHealth::Quarantined(reason) => Some(Unavailable::Quarantined(reason.clone())),
+            GpuHealth::NeedsHostReboot => Some(Unavailable::NeedsHostReboot),
+        }
+    }
+
+    fn claimed(&self) -> Option<Unavailable> {
+        self.claim.clone().map(|by| Unavailable::Claimed { by })
+    }
+
+    fn out_of_reach(&self) -> Option<Unavailable> {
+        match &self.observed.state {
+            GpuState::Host { .. } | GpuState::Pooled => None,
+            // In its own placement's VM it is claimed; that says enough.
+            GpuState::Attached { .. } if self.claim.is_some() => None,
+            GpuState::Attached { vm } => Some(Unavailable::InVm { vm: vm.clone() }),
+            GpuState::Stale { vm } => Some(Unavailable::StaleRecord { vm: vm.clone() }),
+            GpuState::Missing => Some(Unavailable::Missing),
+            GpuState::Unknown => Some(Unavailable::Unknown),
+        }
     }
 }
 
