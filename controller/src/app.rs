@@ -10,7 +10,7 @@ use crate::api::{self, Sources};
 use crate::audit::{self, Audit};
 use crate::config::{Config, Problem, StoreKind};
 use crate::follower::Follower;
-use crate::leader::{self, Ended, Leader, Options, QUEUE};
+use crate::leader::{self, Ended, Findings, Leader, Options, QUEUE};
 use crate::member::Member;
 use crate::metrics::{self, Measured};
 use crate::peers::{Heard, HeardOf, Way};
@@ -135,12 +135,13 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
     let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = config.advertise.clone().unwrap_or_else(|| format!("{scheme}://{local_addr}"));
     let me = Candidate { endpoint: endpoint.clone(), instance: uuid::Uuid::new_v4().to_string() };
-    let audit = Audit::default();
+    let (audit, findings) = (Audit::default(), Findings::default());
     let options = Options {
         limits: config.limits.clone(),
         commit_deadline: config.commit_deadline,
         candidate: me.to_string(),
         audit: audit.clone(),
+        findings: findings.clone(),
     };
     let way = Way::new(config.tls.files().map_err(StartError::Config)?.map(|files| client::Files {
         // Controllers, agents and callers have one CA.
@@ -180,7 +181,7 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { member.run().await.context("the controller has no place among the others any more") });
-    tasks.spawn(check(replica.clone(), checked, config.check_interval, stop.clone()));
+    tasks.spawn(check(replica.clone(), findings, checked, config.check_interval, stop.clone()));
     let (seals, stopping) = (Arc::clone(&store), stop.clone());
     tasks.spawn(async move {
         tokio::select! {
@@ -264,18 +265,26 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Recomputes, now and then, all that is kept up to date step by step. What differs is a fault of Berth.
-async fn check(replica: Replica, result: SharedCheck, every: Duration, stop: CancellationToken) -> anyhow::Result<()> {
+/// Recomputes, now and then, all that is kept up to date step by step, but for what only a leader has and checks itself
+/// (`findings`). What differs is a fault of Berth.
+async fn check(
+    replica: Replica,
+    findings: Findings,
+    result: SharedCheck,
+    every: Duration,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(every) => {}
         }
         let snapshot = replica.now();
-        let violations = tokio::task::spawn_blocking(move || invariants::check(&snapshot.world)).await?;
+        let mut violations = tokio::task::spawn_blocking(move || invariants::check(&snapshot.world)).await?;
         for violation in &violations {
             tracing::error!(%violation, "an invariant is broken");
         }
+        violations.extend(findings.load().iter().cloned());
         result.store(Arc::new(Checked { violations, at: Some(leader::now()) }));
     }
 }
@@ -322,6 +331,7 @@ impl Running {
 mod tests {
     use super::*;
     use crate::testing::eventually;
+    use berth_core::invariants::Violation;
 
     fn embedded(dir: &std::path::Path) -> Config {
         Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), data_dir: dir.to_owned(), ..Config::default() }
@@ -375,15 +385,20 @@ mod tests {
         let (replica, _publisher) = Replica::new(berth_core::world::World::default(), 1, 1, Timestamp::from_millis(0));
         let checked: SharedCheck = Arc::default();
         let stop = CancellationToken::new();
-        let running = check(replica, Arc::clone(&checked), Duration::from_millis(1), stop.clone());
+        let findings = Findings::default();
+        let (of_leader, every) = (Arc::clone(&findings), Duration::from_millis(1));
+        let running = check(replica, of_leader, Arc::clone(&checked), every, stop.clone());
         let watching = async {
             eventually("a first check", || checked.load().at.is_some()).await;
             let first = checked.load().at;
             eventually("another check", || checked.load().at > first).await;
+            assert!(checked.load().violations.is_empty());
+            let of_leader = Violation { rule: "I8", text: "the queue is wrong about p".to_owned() };
+            findings.store(Arc::new(vec![of_leader.clone()]));
+            eventually("what the leader found", || checked.load().violations == [of_leader.clone()]).await;
             stop.cancel();
         };
         let (ended, ()) = tokio::join!(running, watching);
         ended.unwrap();
-        assert!(checked.load().violations.is_empty());
     }
 }

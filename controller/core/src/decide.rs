@@ -269,8 +269,22 @@ impl Brain {
         let differ = self.lookups.differences(self.world.placements().map(AsRef::as_ref));
         let differ = differ.into_iter().map(|what| format!("{what} differ from their recomputation"));
         let mut found = invariants::check(&self.world);
+        found.extend(self.check_some(None, usize::MAX).0);
         found.extend(differ.map(|text| Violation { rule: "I8", text }));
         found
+    }
+
+    /// The same for how some placements are found: at most so many, from the one after `after` in order of name. Also the
+    /// last one looked at; none when there was no more. For a leader that cannot stop for [`Brain::check`].
+    pub fn check_some(&self, after: Option<&PlacementName>, at_most: usize) -> (Vec<Violation>, Option<PlacementName>) {
+        let (mut found, mut last) = (Vec::new(), None);
+        for placement in self.world.placements_after(after).take(at_most) {
+            let name = placement.name();
+            let faults = self.lookups.faults_of(placement).into_iter();
+            found.extend(faults.map(|what| Violation { rule: "I8", text: format!("{what} are wrong about {name}") }));
+            last = Some(name.clone());
+        }
+        (found, last)
     }
 
     /// The leadership it decides in.

@@ -1,6 +1,7 @@
 //! The leader's loop. See [`super`] for its rules.
 
 mod recover;
+mod rounds;
 mod vigil;
 
 pub use recover::{ATTEMPTS, CAMPAIGN};
@@ -24,6 +25,8 @@ use berth_telemetry::traces::Span;
 use futures::future::BoxFuture;
 #[cfg(test)]
 use recover::take_over;
+pub(crate) use rounds::Findings;
+use rounds::Rounds;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -66,6 +69,8 @@ pub(crate) struct Options {
     pub(crate) candidate: String,
     /// Where what happens is audited.
     pub(crate) audit: Audit,
+    /// Where broken invariants of what only the leader has are left.
+    pub(crate) findings: Findings,
 }
 
 /// Why there is no leader in this process any more.
@@ -139,6 +144,7 @@ pub(crate) struct Service {
     sessions: Sessions,
     trouble: Trouble,
     vigil: Vigil,
+    rounds: Rounds,
 }
 
 /// What the store has failed at lately.
@@ -211,7 +217,8 @@ impl Service {
         lead: Lead,
     ) -> Self {
         let (sessions, trouble, vigil) = (Sessions::default(), Trouble::default(), Vigil::on_this_machine());
-        Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble, vigil }
+        let rounds = Rounds::new(Arc::clone(&options.findings));
+        Self { store, options, queue, outbox, stop, publisher, lead, sessions, trouble, vigil, rounds }
     }
 
     /// Leads until the process stops.
@@ -259,6 +266,7 @@ impl Service {
                     if let Some(obeyed) = self.lead.desk.outranked() {
                         return Ok(Turn::Rise(obeyed));
                     }
+                    self.rounds.go_on(self.lead.desk.brain(), self.lead.ticked);
                     self.decide_all(std::iter::once(Source::Tick))?;
                 }
                 taken = self.queue.recv_many(&mut calls, BATCH), if room => {

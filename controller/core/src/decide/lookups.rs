@@ -12,6 +12,12 @@ use std::ops::Bound;
 /// Placements at moments, the earliest first.
 type Agenda = BTreeSet<(Timestamp, PlacementName)>;
 
+const BY_UID: &str = "placements by uid";
+const BY_REQUEST: &str = "placements by request id";
+const QUEUE: &str = "the queue";
+const DEADLINES: &str = "deadlines";
+const OVER: &str = "history";
+
 /// All of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lookups {
@@ -86,15 +92,30 @@ impl Lookups {
         self.over.len()
     }
 
+    /// Names what does not find a placement as it should, or finds it as it should not.
+    pub(super) fn faults_of(&self, placement: &Placement) -> Vec<&'static str> {
+        let name = placement.name();
+        let stands = |agenda: &Agenda, at: Timestamp| agenda.contains(&(at, name.clone()));
+        let queued = matches!(placement.phase, Phase::Queued { .. });
+        let right = [
+            (BY_UID, self.by_uid(&placement.uid) == Some(name)),
+            (BY_REQUEST, self.by_request(&placement.request.request_id) == Some(name)),
+            (QUEUE, stands(&self.queue, placement.created) == queued),
+            (DEADLINES, placement.phase.deadline().is_none_or(|at| stands(&self.deadlines, at))),
+            (OVER, stands(&self.over, placement.phase_since) == placement.phase.is_over()),
+        ];
+        right.into_iter().filter(|(_, right)| !right).map(|(what, _)| what).collect()
+    }
+
     /// Names what differs from the look-ups of these placements.
     pub(super) fn differences<'a>(&self, placements: impl Iterator<Item = &'a Placement>) -> Vec<&'static str> {
         let fresh = Self::of(placements);
         let same = [
-            ("placements by uid", self.by_uid == fresh.by_uid),
-            ("placements by request id", self.by_request == fresh.by_request),
-            ("the queue", self.queue == fresh.queue),
-            ("deadlines", self.deadlines == fresh.deadlines),
-            ("history", self.over == fresh.over),
+            (BY_UID, self.by_uid == fresh.by_uid),
+            (BY_REQUEST, self.by_request == fresh.by_request),
+            (QUEUE, self.queue == fresh.queue),
+            (DEADLINES, self.deadlines == fresh.deadlines),
+            (OVER, self.over == fresh.over),
         ];
         same.into_iter().filter(|(_, same)| !same).map(|(what, _)| what).collect()
     }
@@ -138,5 +159,61 @@ fn mark(
     }
     if let Some(is) = is {
         agenda.insert((is, name.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::request::{Draft, PlacementRequest};
+    use std::time::Duration;
+
+    type Damage = fn(&mut Lookups, &Placement);
+
+    fn queued(number: u32, name: &str) -> Placement {
+        let draft = Draft {
+            request_id: name.to_owned(),
+            name: name.to_owned(),
+            vm: format!("vm-{name}"),
+            gpus: 1,
+            ..Draft::default()
+        };
+        let created = Timestamp::from_millis(1_000);
+        Placement {
+            uid: PlacementUid::new(format!("00000000-0000-0000-0000-{number:012}")).unwrap(),
+            request: PlacementRequest::new(draft).unwrap(),
+            caller: "test".to_owned(),
+            trace: None,
+            created,
+            version: 1,
+            phase: Phase::Queued { until: created.after(Duration::from_secs(60)) },
+            phase_since: created,
+            assignment: None,
+            vm_id: None,
+            generation: 0,
+            history: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn each_look_up_that_is_wrong_about_a_placement_is_named_by_both_checks() {
+        let (placement, other) = (queued(1, "p"), queued(2, "q"));
+        let right = Lookups::of([&placement, &other].into_iter());
+        let damages: [(&str, Damage); 5] = [
+            (BY_UID, |l, p| assert!(l.by_uid.remove(&p.uid).is_some())),
+            (BY_REQUEST, |l, p| {
+                l.by_request.insert(p.request.request_id.clone(), PlacementName::new("q").unwrap());
+            }),
+            (QUEUE, |l, p| assert!(l.queue.remove(&(p.created, p.name().clone())))),
+            (DEADLINES, |l, _| l.deadlines.clear()),
+            (OVER, |l, p| assert!(l.over.insert((p.phase_since, p.name().clone())))),
+        ];
+        assert_eq!((right.faults_of(&placement), right.faults_of(&other)), (vec![], vec![]));
+        for (what, damage) in damages {
+            let mut wrong = right.clone();
+            damage(&mut wrong, &placement);
+            assert_eq!(wrong.faults_of(&placement), [what]);
+            assert_eq!(wrong.differences([&placement, &other].into_iter()), [what]);
+        }
     }
 }
