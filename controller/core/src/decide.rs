@@ -254,6 +254,15 @@ impl Brain {
         self
     }
 
+    /// The same, remembering where VMs were seen when this world was shown. Until their nodes report again, a VM that is there
+    /// already is not taken for one that is still to be made, which could be given GPUs of another node. It is memory: no
+    /// node is ready by it, and no GPU free.
+    #[must_use]
+    pub fn remembering(mut self, shown: &World) -> Self {
+        self.world.remember_vms(shown);
+        self
+    }
+
     /// Everything known, decisions not yet committed included.
     pub fn world(&self) -> &World {
         &self.world

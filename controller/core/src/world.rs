@@ -231,6 +231,16 @@ impl World {
         })
     }
 
+    /// Takes over where VMs were seen from a world shown before. Only where nothing is known of a node's VMs, and not from
+    /// strangers: what those say was never believed.
+    pub(crate) fn remember_vms(&mut self, shown: &Self) {
+        for before in shown.nodes().filter(|node| !node.vms.is_empty() && !node.is_stranger()) {
+            if self.node(&before.name).is_some_and(|node| node.vms.is_empty()) {
+                self.update_node(&before.name, |node| node.vms.clone_from(&before.vms));
+            }
+        }
+    }
+
     /// Adds a node that was not known, with its GPUs; claims and reservations of placements already known are derived.
     pub fn insert_node(&mut self, mut node: Node) {
         node.reserved = Resources::default();

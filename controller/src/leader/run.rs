@@ -16,6 +16,7 @@ use crate::replica::Publisher;
 #[cfg(test)]
 use crate::replica::Replica;
 use berth_core::decide::{Input, Learned, Limits};
+use berth_core::world::World;
 use berth_model::desired::DesiredNode;
 use berth_model::history::{Forced, Note};
 use berth_model::{NodeName, Timestamp};
@@ -173,7 +174,7 @@ impl Service {
         outbox: Arc<dyn Outbox>,
         stop: CancellationToken,
     ) -> Result<(Replica, Self), Ended> {
-        let lead = take_over(&store, &options, &mut 0).await?;
+        let lead = take_over(&store, &options, &World::default(), &mut 0).await?;
         let brain = lead.desk.brain();
         let (replica, publisher) = Replica::new(brain.world().clone(), lead.desk.revision().0, brain.term(), now());
         Ok((replica, Self::new(store, options, queue, outbox, stop, publisher, lead)))
@@ -189,7 +190,8 @@ impl Service {
         stop: CancellationToken,
         mut publisher: Publisher,
     ) -> Result<Self, Ended> {
-        let lead = match load_for(leadership, &store, &options).await {
+        let before = publisher.now();
+        let lead = match load_for(leadership, &store, &options, &before.world).await {
             Ok(lead) => lead,
             Err(error) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
             // Whoever can read the store should lead.
@@ -197,7 +199,6 @@ impl Service {
         };
         let brain = lead.desk.brain();
         let (world, revision) = (brain.world().clone(), lead.desk.revision().0);
-        let before = publisher.now();
         if before.is_loaded() && before.revision <= revision {
             publisher.set_term(brain.term(), now());
             publisher.replace(world, revision);
@@ -442,7 +443,13 @@ fn write_down(learned: &Learned) {
     );
 }
 
-async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Options) -> Result<Lead, load::Error> {
+/// Loads the world for a leadership. `shown` is the world that this controller has shown so far.
+async fn load_for(
+    leadership: Leadership,
+    store: &Arc<dyn Store>,
+    options: &Options,
+    shown: &World,
+) -> Result<Lead, load::Error> {
     let Leadership { term, fence, lost } = leadership;
     let loading = load::load(store.as_ref(), term, &options.limits, now());
     let loaded = tokio::time::timeout(LOADING, loading).await.unwrap_or_else(|_| {
@@ -450,6 +457,7 @@ async fn load_for(leadership: Leadership, store: &Arc<dyn Store>, options: &Opti
         Err(load::Error::Store(berth_store::Error::Unavailable(text)))
     })?;
     let load::Loaded { brain, node_versions, revision } = loaded;
+    let brain = brain.remembering(shown);
     let nodes = brain.world().node_count();
     let placements = brain.world().placement_count();
     tracing::info!(term, revision = revision.0, nodes, placements, "leading");

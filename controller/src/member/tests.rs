@@ -209,6 +209,30 @@ async fn when_the_leader_goes_another_leads_and_agent_and_placements_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_seen_before_is_not_taken_for_one_to_be_made_because_another_leads() {
+    let (_turns, mut controllers) = three().await;
+    let ready = |one: &Running, nodes: usize| {
+        one.replica.now().world.nodes().filter(|node| node.not_ready().is_none()).count() == nodes
+    };
+    let all = addresses(&controllers);
+    let (agent, _other) = (Agent::start("n1", &all, 2, &[(1, "vm-a")]), Agent::start("n2", &all, 2, &[]));
+    eventually("both nodes are ready", || controllers.iter().all(|one| ready(one, 2))).await;
+    drop(agent);
+    controllers.remove(leader(&controllers)).stop().await;
+    eventually("another one leads, and n2 is ready", || {
+        is_settled(&controllers) && controllers.iter().all(|one| ready(one, 1))
+    })
+    .await;
+    let status = placements(&controllers[0]).create(asked("a")).await.unwrap_err();
+    assert!(status.message().contains("1 of 2 nodes have not reported"), "{status:?}");
+    let _agent = Agent::start("n1", &all, 2, &[(1, "vm-a")]);
+    eventually("n1 is back", || controllers.iter().all(|one| ready(one, 2))).await;
+    let placed = placements(&controllers[0]).create(asked("a")).await.unwrap().into_inner();
+    assert_eq!(placed.assignment.unwrap().node, "n1");
+    stop_all(controllers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_says_what_it_is_and_without_a_leader_it_goes_on_showing() {
     let scripted = Scripted::new(100_000);
     let turns = Turns::new(Arc::clone(&scripted) as Arc<dyn Store>);

@@ -24,6 +24,36 @@ fn a_new_leader_knows_what_the_old_one_stored() {
     assert!(Brain::load(2, Limits::default(), nodes, doubled, f.now).is_err());
 }
 
+/// A VM that is there already must not be taken for one that is still to be made, and be given GPUs of another node.
+#[test]
+fn a_new_leader_remembers_where_vms_were_seen_until_their_nodes_report() {
+    let mut f = Fixture::with_node(1);
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web"), vm(2, "db")]);
+    f.connect("n2");
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![]);
+    let nodes: Vec<_> = f.nodes.values().map(|n| StoredNode::clone(n)).collect();
+    let shown = f.brain.world().clone();
+    f.brain = Brain::load(2, Limits::default(), nodes, vec![], f.now).unwrap().remembering(&shown);
+    let all = Decision { nodes: [node_name("n1"), node_name("n2")].into(), ..Decision::default() };
+    f.mirrors.iter_mut().for_each(|mirror| follow_leader(mirror, &f.brain, &all));
+    assert_eq!(f.brain.check(), []);
+    f.connect("n2");
+    f.report("n2", vec![gpu(0, IN_HOST)], vec![]);
+
+    // By its name or by its id: n2 has room, and must not be it.
+    for (placement, selector) in [("p1", "web".to_owned()), ("p2", vm(2, "db").id.to_string())] {
+        let outcome = f.create(request(placement, &selector, 1));
+        assert!(matches!(outcome, Err(Refusal::NoRoom(_))), "{selector}: {outcome:?}");
+    }
+    f.connect("n1");
+    assert!(f.create(request("p1", "web", 1)).is_err(), "connected is not reported");
+    // One has gone meanwhile, and is to be made anew.
+    f.report("n1", vec![gpu(0, IN_HOST)], vec![vm(1, "web")]);
+    let on = |placement: &Placement| placement.assignment.as_ref().unwrap().node.clone();
+    assert_eq!(on(&f.create(request("p1", "web", 1)).unwrap()), node_name("n1"));
+    assert_eq!(on(&f.create(request("p2", "db", 1)).unwrap()), node_name("n2"));
+}
+
 #[test]
 fn what_an_agent_did_while_no_controller_was_there_is_not_late() {
     let mut f = Fixture::with_node(1);

@@ -4,6 +4,7 @@ use super::{CommitError, Ended, Lead, LoadFailure, Options, Service, load_for, n
 use crate::commit::Loss;
 use crate::leader::desk::TakenBack;
 use crate::leader::load;
+use berth_core::world::World;
 use berth_store::{Store, term};
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,7 +126,8 @@ impl Service {
 
     /// Wins another leadership, loads the world and goes on with the sessions there are.
     async fn lead_anew(&mut self) -> Result<(), Ended> {
-        self.lead = take_over(&self.store, &self.options, &mut self.trouble.attempts).await?;
+        let shown = self.publisher.now();
+        self.lead = take_over(&self.store, &self.options, &shown.world, &mut self.trouble.attempts).await?;
         let Lead { desk, pipeline, .. } = &mut self.lead;
         let brain = desk.brain();
         self.publisher.restart(brain.world().clone(), desk.revision().0, brain.term(), now());
@@ -147,9 +149,14 @@ fn pause(attempt: u32) -> Duration {
 
 /// Wins a leadership and loads the world, however often it takes within bounds. `attempts` counts on from earlier
 /// failures, and stays as it is on success: only a commit proves that the store works again.
-pub(super) async fn take_over(store: &Arc<dyn Store>, options: &Options, attempts: &mut u32) -> Result<Lead, Ended> {
+pub(super) async fn take_over(
+    store: &Arc<dyn Store>,
+    options: &Options,
+    shown: &World,
+    attempts: &mut u32,
+) -> Result<Lead, Ended> {
     loop {
-        let error = match try_take_over(store, options).await? {
+        let error = match try_take_over(store, options, shown).await? {
             Ok(lead) => return Ok(lead),
             Err(error) if !error.retry_helps() => return Err(Ended::Broken(LoadFailure(error))),
             Err(error) => error,
@@ -163,12 +170,16 @@ pub(super) async fn take_over(store: &Arc<dyn Store>, options: &Options, attempt
     }
 }
 
-async fn try_take_over(store: &Arc<dyn Store>, options: &Options) -> Result<Result<Lead, load::Error>, Ended> {
+async fn try_take_over(
+    store: &Arc<dyn Store>,
+    options: &Options,
+    shown: &World,
+) -> Result<Result<Lead, load::Error>, Ended> {
     // A new one voids the fence of the old one, so that whatever is still under way can land no more. Where others wait
     // for their turn, one of them may win instead.
     match tokio::time::timeout(CAMPAIGN, store.campaign(&options.candidate)).await {
         Err(_) => Err(Ended::LostLeadership),
         Ok(Err(error)) => Ok(Err(error.into())),
-        Ok(Ok(leadership)) => Ok(load_for(leadership, store, options).await),
+        Ok(Ok(leadership)) => Ok(load_for(leadership, store, options, shown).await),
     }
 }
