@@ -5,6 +5,7 @@
 //!
 //! Owns what callers see of the world ([`view`]), pages, watches, and the bounds of a call.
 
+mod deadline;
 pub(crate) mod forward;
 pub(crate) mod health;
 pub(crate) mod inventory;
@@ -19,14 +20,14 @@ pub(crate) mod summary;
 pub(crate) mod view;
 pub(crate) mod watch;
 
+use crate::checked::SharedCheck;
+use crate::last_seen::LastSeen;
 use crate::leader::{CallError, Leader};
 use crate::replica::Replica;
 use berth_model::reason::{ErrorClass, Refusal};
-use berth_model::{NodeName, Timestamp};
 use berth_proto::status;
 use berth_store::Store;
 use std::sync::Arc;
-use std::time::SystemTime;
 use tonic::Status;
 
 /// Largest message a caller may send: gRPC's own default. A plan of 10,000 requests takes about one MiB, the inventory
@@ -34,12 +35,6 @@ use tonic::Status;
 pub const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Largest list we send, with room below the 4 MiB that most gRPC clients accept unless told otherwise.
 pub(crate) const MAX_ANSWER_BYTES: usize = 3 << 20;
-
-/// When agents were last heard of: kept in memory by whoever holds their sessions.
-pub trait LastSeen: Send + Sync + 'static {
-    /// When this node's agent was last heard of, if it was since the controller's start.
-    fn last_seen(&self, node: &NodeName) -> Option<Timestamp>;
-}
 
 /// What the API asks.
 #[derive(Clone)]
@@ -51,18 +46,13 @@ pub struct Sources {
     /// When agents were last heard of.
     pub seen: Arc<dyn LastSeen>,
     /// What the last check of the invariants found.
-    pub checked: operations::SharedCheck,
+    pub checked: SharedCheck,
     /// Kind of store.
     pub store: &'static str,
     /// The way to whoever leads.
     pub(crate) forwarder: forward::Forwarder,
     /// The store itself: for a backup, which is of records and not of what is shown.
     pub records: Arc<dyn Store>,
-}
-
-/// The shell's clock.
-pub(crate) fn now() -> Timestamp {
-    Timestamp::from_system(SystemTime::now())
 }
 
 impl From<CallError> for Status {

@@ -4,13 +4,14 @@
 
 use crate::agents::{Intervals, NodeAgentService, Seen};
 use crate::api::forward::Forwarder;
-use crate::api::operations::{Checked, SharedCheck};
 use crate::api::server::RouterError;
 use crate::api::{self, Sources};
 use crate::audit::{self, Audit};
+use crate::checked::{self, Checked, Findings, SharedCheck};
 use crate::config::{Config, Problem, StoreKind};
 use crate::follower::Follower;
-use crate::leader::{self, Ended, Findings, Leader, Options, QUEUE};
+use crate::last_seen::LastSeen;
+use crate::leader::{Ended, Leader, Options, QUEUE};
 use crate::member::Member;
 use crate::metrics::{self, Measured};
 use crate::peers::{Heard, HeardOf, Way};
@@ -19,7 +20,6 @@ use crate::serve;
 use crate::standing::{Board, Candidate, Standing};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use berth_core::invariants;
 use berth_model::{NodeName, Timestamp};
 use berth_store::Store;
 use berth_store::embedded::{Embedded, OpenError};
@@ -181,7 +181,7 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
 
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { member.run().await.context("the controller has no place among the others any more") });
-    tasks.spawn(check(replica.clone(), findings, checked, config.check_interval, stop.clone()));
+    tasks.spawn(checked::check(replica.clone(), findings, checked, config.check_interval, stop.clone()));
     let (seals, stopping) = (Arc::clone(&store), stop.clone());
     tasks.spawn(async move {
         tokio::select! {
@@ -209,7 +209,7 @@ pub async fn start_with(config: Config, store: Arc<dyn Store>) -> Result<Running
     Ok(Running { local_addr, board, replica, tasks, sessions, stop })
 }
 
-impl api::LastSeen for Seen {
+impl LastSeen for Seen {
     fn last_seen(&self, node: &NodeName) -> Option<Timestamp> {
         self.last(node)
     }
@@ -265,30 +265,6 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Recomputes, now and then, all that is kept up to date step by step, but for what only a leader has and checks itself
-/// (`findings`). What differs is a fault of Berth.
-async fn check(
-    replica: Replica,
-    findings: Findings,
-    result: SharedCheck,
-    every: Duration,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(every) => {}
-        }
-        let snapshot = replica.now();
-        let mut violations = tokio::task::spawn_blocking(move || invariants::check(&snapshot.world)).await?;
-        for violation in &violations {
-            tracing::error!(%violation, "an invariant is broken");
-        }
-        violations.extend(findings.load().iter().cloned());
-        result.store(Arc::new(Checked { violations, at: Some(leader::now()) }));
-    }
-}
-
 impl Running {
     /// Waits until something goes wrong that ends this controller. Give it up then.
     pub async fn failed(&mut self) -> anyhow::Error {
@@ -330,8 +306,6 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::eventually;
-    use berth_core::invariants::Violation;
 
     fn embedded(dir: &std::path::Path) -> Config {
         Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), data_dir: dir.to_owned(), ..Config::default() }
@@ -378,27 +352,5 @@ mod tests {
         running.tasks.spawn(async { Err(anyhow::anyhow!("no disk")) });
         assert_eq!(running.failed().await.to_string(), "no disk");
         running.stop().await;
-    }
-
-    #[tokio::test]
-    async fn the_invariants_are_recomputed_again_and_again() {
-        let (replica, _publisher) = Replica::new(berth_core::world::World::default(), 1, 1, Timestamp::from_millis(0));
-        let checked: SharedCheck = Arc::default();
-        let stop = CancellationToken::new();
-        let findings = Findings::default();
-        let (of_leader, every) = (Arc::clone(&findings), Duration::from_millis(1));
-        let running = check(replica, of_leader, Arc::clone(&checked), every, stop.clone());
-        let watching = async {
-            eventually("a first check", || checked.load().at.is_some()).await;
-            let first = checked.load().at;
-            eventually("another check", || checked.load().at > first).await;
-            assert!(checked.load().violations.is_empty());
-            let of_leader = Violation { rule: "I8", text: "the queue is wrong about p".to_owned() };
-            findings.store(Arc::new(vec![of_leader.clone()]));
-            eventually("what the leader found", || checked.load().violations == [of_leader.clone()]).await;
-            stop.cancel();
-        };
-        let (ended, ()) = tokio::join!(running, watching);
-        ended.unwrap();
     }
 }

@@ -144,7 +144,7 @@ impl Audit {
                 (waiting.refused.iter().cloned().collect::<Vec<_>>(), waiting.not_recorded)
             };
             let beside = Beside { refused: &refused, not_recorded };
-            let about = (leading.term, crate::leader::now());
+            let about = (leading.term, crate::clock::now());
             let (before, _) = audit::mark(store, HEAD).await?;
             let sealing = audit::seal(store, &leading.fence, about, beside, keep);
             let unknown = || SealError::Write(CommitError::Unknown("no answer in time".to_owned()));

@@ -3,8 +3,9 @@
 //! Owns the replica's publishing side until this controller leads itself. A watch that ends, for whatever reason, is
 //! followed by a new listing. Must never write, and never show as fresh what no leader vouches for.
 
+use crate::clock::now;
 use crate::leader::load::{self, Listing};
-use crate::leader::{Ended, LoadFailure, now};
+use crate::leader::{Ended, LoadFailure};
 use crate::peers::{Heard, Listener, News, Way};
 use crate::replica::Publisher;
 use crate::standing::{Candidate, Known, Standing};

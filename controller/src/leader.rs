@@ -14,7 +14,7 @@ mod note;
 mod run;
 
 pub use run::{ATTEMPTS, CAMPAIGN, Ended, LoadFailure};
-pub(crate) use run::{Findings, Options, Outbox, Service, now};
+pub(crate) use run::{Options, Outbox, Service};
 
 use crate::audit::Asked;
 use crate::metrics::INSTRUMENTS;

@@ -6,9 +6,9 @@
 mod fleet;
 mod store;
 
-use crate::api::LastSeen;
-use crate::api::operations::SharedCheck;
 use crate::audit::Audit;
+use crate::checked::SharedCheck;
+use crate::last_seen::LastSeen;
 use crate::replica::Replica;
 use crate::standing::Board;
 use berth_telemetry::metrics::controller as names;

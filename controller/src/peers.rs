@@ -9,10 +9,10 @@ mod wire;
 
 pub(crate) use listen::{Listener, News, Peer, Way};
 
-use crate::api::LastSeen;
 use crate::api::forward::Forwarder;
+use crate::clock::now;
 use crate::identity::Caller;
-use crate::leader::now;
+use crate::last_seen::LastSeen;
 use crate::replica::{Follow, Published, Replica, Snapshot};
 use crate::standing::Board;
 use berth_core::world::World;

@@ -4,7 +4,7 @@
 use crate::config::{Config, Once, Settings, StoreKind, Task};
 use crate::console::Console;
 use crate::leader::Ended;
-use crate::{app, leader, rebuild, restore};
+use crate::{app, clock, rebuild, restore};
 use anyhow::Context as _;
 use berth_store::Store;
 use berth_telemetry::{Service, names};
@@ -56,11 +56,11 @@ async fn run_with(settings: Settings) -> anyhow::Result<()> {
         Task::Control => control(config).await,
         Task::Once(Once::Restore(options)) => {
             let store = lasting_store(&config).await?;
-            restore::run(store.as_ref(), &config, &options, leader::now(), &mut console).await
+            restore::run(store.as_ref(), &config, &options, clock::now(), &mut console).await
         }
         Task::Once(Once::Rebuild(options)) => {
             let store = lasting_store(&config).await?;
-            rebuild::run(store.as_ref(), &config, &options, leader::now, &mut console).await
+            rebuild::run(store.as_ref(), &config, &options, clock::now, &mut console).await
         }
     }
 }

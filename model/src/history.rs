@@ -4,7 +4,7 @@
 use crate::id::{NodeName, Owner, RoleName, Tag};
 use crate::install::Install;
 use crate::pci::DeviceAddress;
-use crate::placement::StepKind;
+use crate::step::StepKind;
 use crate::time::Timestamp;
 use std::fmt;
 

@@ -18,6 +18,7 @@ pub mod pci;
 pub mod placement;
 pub mod reason;
 pub mod request;
+mod step;
 pub mod time;
 pub mod trace;
 pub mod vm;

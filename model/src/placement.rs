@@ -9,11 +9,12 @@ use crate::id::{GpuId, ModelName, NodeName, PlacementName, PlacementUid, VmId};
 use crate::install::Install;
 use crate::pci::DeviceAddress;
 use crate::request::PlacementRequest;
+pub use crate::step::StepKind;
 use crate::time::Timestamp;
 use crate::trace::TraceParent;
 pub use phase::{FailureReason, Phase, ReleaseCause};
 use std::fmt;
-pub use step::{CurrentStep, Progress, StepError, StepErrorClass, StepKind, StepReport};
+pub use step::{CurrentStep, Progress, StepError, StepErrorClass, StepReport};
 
 /// Where a placement's GPUs are.
 #[derive(Clone, Debug, PartialEq, Eq)]

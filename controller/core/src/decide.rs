@@ -12,6 +12,7 @@ mod lookups;
 mod time;
 mod undo;
 
+pub use crate::claims::Claimed;
 use crate::desired;
 use crate::invariants::{self, Violation};
 pub use crate::limits::Limits;
@@ -22,16 +23,14 @@ use berth_model::Timestamp;
 use berth_model::desired::DesiredNode;
 use berth_model::gpu::{GpuHealth, GpuState, ObservedGpu};
 use berth_model::history::Note;
-use berth_model::id::{FleetId, GpuId, NodeName, PlacementName, PlacementUid, RequestId, VmId};
+use berth_model::id::{FleetId, GpuId, NodeName, PlacementName, PlacementUid, VmId};
 use berth_model::inventory::{Hello, InventoryReport};
 use berth_model::node::StoredNode;
 use berth_model::placement::{Placement, Progress};
 use berth_model::reason::Refusal;
 use berth_model::request::{PlacementRequest, Resources};
 use berth_model::trace::TraceParent;
-use berth_model::vm::VmSelector;
 use draft::Draft;
-pub(crate) use draft::claims;
 use lookups::Lookups;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -125,17 +124,6 @@ pub enum Change {
         /// Its uid.
         uid: PlacementUid,
     },
-}
-
-/// What a placement can own in the store.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Claimed {
-    /// A GPU.
-    Gpu(GpuId),
-    /// A VM, as named (names in lower case) or by id.
-    Vm(VmSelector),
-    /// A request id.
-    Request(RequestId),
 }
 
 /// What a decision comes to.

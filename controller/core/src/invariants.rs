@@ -1,6 +1,6 @@
 //! The rules of truth, recomputed from scratch and compared with what is kept up to date step by step.
 
-use crate::decide::Claimed;
+use crate::claims::{self, Claimed};
 use crate::world::{Live, Node, World};
 use berth_model::placement::{Phase, Placement};
 use berth_model::{GpuId, PlacementName};
@@ -131,7 +131,7 @@ pub fn claims(world: &World) -> BTreeMap<Claimed, (PlacementName, berth_model::P
     world
         .placements()
         .flat_map(|placement| {
-            crate::decide::claims(placement).into_iter().map(|(what, uid)| (what, (placement.name().clone(), uid)))
+            claims::claims(placement).into_iter().map(|(what, uid)| (what, (placement.name().clone(), uid)))
         })
         .collect()
 }

@@ -4,6 +4,7 @@
 //! I/O, no clock, no randomness: equal input, equal output.
 
 pub mod adopt;
+mod claims;
 pub mod condition;
 pub mod decide;
 pub mod desired;

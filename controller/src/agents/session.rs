@@ -1,8 +1,9 @@
 //! One agent's session: greets, listens, passes on, and ends when nothing is heard.
 
 use super::{Busy, Opened, Outgoing, Seen};
+use crate::clock::now;
 use crate::identity::Caller;
-use crate::leader::{Gone, Leader, MAX_TERM_LEAP, now};
+use crate::leader::{Gone, Leader, MAX_TERM_LEAP};
 use crate::replica::Replica;
 use crate::standing::Board;
 use berth_core::decide::{Input, MAX_GENERATION_LEAP};

@@ -10,8 +10,8 @@
 //! | `berth-revision` | controller | with the answer to a change: the revision that it is part of |
 //! | `berth-forwarded-for` | controller to controller | who asked; such a call is not passed on again |
 
+use super::deadline::asked_deadline;
 use super::no_leader;
-use super::server::asked_deadline;
 use crate::identity::{self, Caller};
 use crate::peers::{Peer, Way};
 use crate::replica::Replica;

@@ -3,10 +3,8 @@
 use super::summary::Summaries;
 use super::view::count;
 use super::{Sources, overloaded};
+use crate::clock;
 use crate::{audit, backup};
-use arc_swap::ArcSwap;
-use berth_core::invariants::Violation;
-use berth_model::Timestamp;
 use berth_model::reason::ErrorClass;
 use berth_proto::v1::operations_server::Operations;
 use berth_proto::{convert, status, v1};
@@ -34,18 +32,6 @@ impl Default for Backups {
     }
 }
 
-/// What the last check of the invariants found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
-    /// Broken invariants; empty is good.
-    pub violations: Vec<Violation>,
-    /// When it was made; none before the first.
-    pub at: Option<Timestamp>,
-}
-
-/// Where the one who checks leaves the result for those who ask.
-pub type SharedCheck = Arc<ArcSwap<Checked>>;
-
 /// `berth.v1.Operations`.
 #[derive(Clone)]
 pub(crate) struct OperationsService {
@@ -64,7 +50,7 @@ impl Operations for OperationsService {
         let place = place.map_err(|_| overloaded("two backups are being taken already; try again later"))?;
         let about = backup::About {
             berth_version: env!("CARGO_PKG_VERSION"),
-            taken_at: super::now(),
+            taken_at: clock::now(),
             term: self.sources.replica.now().term,
         };
         let parts = backup::take(Arc::clone(&self.sources.records), about);

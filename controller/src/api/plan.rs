@@ -1,6 +1,7 @@
 //! Deciding without claiming, beside the leader: on a snapshot, on a thread that may take its time.
 
-use super::{MAX_ANSWER_BYTES, now, overloaded};
+use super::{MAX_ANSWER_BYTES, overloaded};
+use crate::clock::now;
 use crate::replica::Snapshot;
 use berth_core::schedule::{self, Planned};
 use berth_model::Timestamp;

@@ -1,5 +1,6 @@
 //! Everything that answers on the one port: gRPC, gRPC-Web, JSON, health, probes and reflection.
 
+use super::deadline::asked_deadline;
 use super::forward::{self, Gate};
 use super::health::HealthService;
 use super::inventory::InventoryService;
@@ -16,7 +17,7 @@ use crate::peers::PeersService;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::{HeaderMap, Method, Request, header::CONTENT_TYPE};
+use axum::http::{Method, Request, header::CONTENT_TYPE};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use berth_proto::v1::inventory_server::InventoryServer;
@@ -157,44 +158,4 @@ async fn in_time(State(gate): State<Gate>, request: Request<Body>, next: Next) -
     let about = [KeyValue::new(METHOD, method), KeyValue::new(CODE, code_name(code))];
     INSTRUMENTS.api_duration.record(begun.elapsed().as_secs_f64(), &about);
     response
-}
-
-/// The header `grpc-timeout`: up to 8 digits and a unit. One that is malformed counts as not given.
-pub(super) fn asked_deadline(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let unit_at = text.len().checked_sub(1)?;
-    let (digits, unit) = (text.get(..unit_at)?, text.get(unit_at..)?);
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let number: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(number * 3600)),
-        "M" => Some(Duration::from_secs(number * 60)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn deadlines_are_read_as_grpc_writes_them() {
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().unwrap());
-            asked_deadline(&headers)
-        };
-        assert_eq!(read("1S"), Some(Duration::from_secs(1)));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
-        for bad in ["", "S", "123456789S", "1s", "-1S", "+1S", "1", "1.5S", "1 S"] {
-            assert_eq!(read(bad), None, "{bad:?}");
-        }
-    }
 }

@@ -3,8 +3,9 @@
 mod web;
 
 use super::forward::Forwarder;
-use super::operations::Checked;
-use super::{LastSeen, Sources, server};
+use super::{Sources, server};
+use crate::checked::Checked;
+use crate::last_seen::LastSeen;
 use crate::leader::{Call, Decided, From as Origin, Leader};
 use crate::peers::Way;
 use crate::replica::{Publisher, Replica};
@@ -54,7 +55,7 @@ impl LastSeen for SeenAlways {
 /// Answers calls by a brain, at once, as if every commit took no time.
 async fn lead(mut brain: Brain, mut publisher: Publisher, mut calls: mpsc::Receiver<Call>, mut revision: u64) {
     while let Some(Call { input, from }) = calls.recv().await {
-        let answer = brain.decide(super::now(), input).map(|decision| {
+        let answer = brain.decide(crate::clock::now(), input).map(|decision| {
             revision += u64::from(!decision.changes.is_empty());
             publisher.publish(brain.world().clone(), revision, decision.touched, decision.nodes);
             Decided { placement: decision.placement, revision }
@@ -78,7 +79,7 @@ struct Edge {
 
 impl Edge {
     async fn start() -> Self {
-        let start = super::now();
+        let start = crate::clock::now();
         let mut brain = Brain::load(3, Limits::default(), vec![], vec![], start).unwrap();
         for (name, gpus, vms) in [("n1", 4, vec![(1, "render")]), ("n2", 2, vec![])] {
             brain.decide(start, Input::Connected(Box::new(hello(name)))).unwrap();

@@ -1,6 +1,6 @@
 //! What callers see of the world: stored facts joined with what is observed right now.
 
-use super::LastSeen;
+use crate::last_seen::LastSeen;
 use berth_core::condition::conditions;
 use berth_core::world::{Gpu, Link, Node, World};
 use berth_model::pci::DeviceAddress;

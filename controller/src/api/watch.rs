@@ -4,7 +4,8 @@
 //! falls too far behind is told so (OUT_OF_RANGE) and lists again. After a broken connection it resumes after the last
 //! revision it has seen; a change may come again then, none is left out.
 
-use super::{Sources, now, overloaded, view};
+use super::{Sources, overloaded, view};
+use crate::clock::now;
 use crate::replica::{Follow, Published, Snapshot};
 use berth_core::world::{Gpu, Node, World};
 use berth_model::pci::DeviceAddress;

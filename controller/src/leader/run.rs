@@ -10,6 +10,8 @@ use super::desk::{Desk, Publish, Sessions, Told, Work};
 use super::{Call, CallError, From, Waiter, load, note};
 use crate::afterwards::afterwards;
 use crate::audit::{self, Audit};
+use crate::checked::Findings;
+use crate::clock::now;
 use crate::commit::{Groups, Loss, Pipeline, Unfit};
 use crate::metrics::INSTRUMENTS;
 use crate::replica::Publisher;
@@ -17,19 +19,18 @@ use crate::replica::Publisher;
 use crate::replica::Replica;
 use berth_core::decide::{Input, Learned, Limits};
 use berth_core::world::World;
+use berth_model::NodeName;
 use berth_model::desired::DesiredNode;
 use berth_model::history::{Forced, Note};
-use berth_model::{NodeName, Timestamp};
 use berth_store::{CommitError, Leadership, Store};
 use berth_telemetry::names;
 use berth_telemetry::traces::Span;
 use futures::future::BoxFuture;
 #[cfg(test)]
 use recover::take_over;
-pub(crate) use rounds::Findings;
 use rounds::Rounds;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -157,11 +158,6 @@ struct Trouble {
     failures: u32,
     /// The store refuses writes, and that was told.
     refusing: bool,
-}
-
-/// Now, by this machine's clock.
-pub(crate) fn now() -> Timestamp {
-    Timestamp::from_system(SystemTime::now())
 }
 
 impl Service {

@@ -29,7 +29,7 @@ fn options() -> Options {
         commit_deadline: Duration::from_secs(20),
         candidate: "test".into(),
         audit: Audit::default(),
-        findings: Findings::default(),
+        findings: crate::checked::Findings::default(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The fleet in figures: one walk through a snapshot, at most once a second, for all gauges together.
 
 use super::number;
-use crate::api::LastSeen;
-use crate::api::operations::SharedCheck;
+use crate::checked::SharedCheck;
+use crate::last_seen::LastSeen;
 use crate::replica::Replica;
 use crate::standing::Board;
 use berth_core::condition::{LOST_AFTER, conditions};
@@ -288,7 +288,7 @@ impl Cache {
         let snapshot = self.replica.now();
         let violations = self.checked.load().violations.len();
         let seen = |node: &NodeName| self.seen.last_seen(node);
-        let figures = figures(&snapshot.world, crate::leader::now(), &seen, violations);
+        let figures = figures(&snapshot.world, crate::clock::now(), &seen, violations);
         let (at, figures) = (Instant::now(), Arc::new(figures));
         let now_held = figures.0.get(names::GPUS_HELD.name).cloned().unwrap_or_default();
         let (since, was_held) = match &kept.figures {

@@ -1,7 +1,8 @@
 //! Where a placement is in its life, and why it ended as it did.
 
-use super::step::{StepError, StepKind};
+use super::step::StepError;
 use crate::id::NodeName;
+use crate::step::StepKind;
 use crate::time::Timestamp;
 use std::fmt;
 

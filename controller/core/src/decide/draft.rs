@@ -3,13 +3,12 @@
 //! Changes are found by comparing each touched placement with what it was before the decision, so that however many
 //! transitions one input causes, each record is written once.
 
-use super::{Brain, Change, Claimed, Decision, Learned, node_to_store};
+use super::{Brain, Change, Decision, Learned, node_to_store};
+use crate::claims::claims;
 use crate::desired;
 use crate::lifecycle::{self, Event};
-use crate::world::vm_key;
 use berth_model::placement::{Phase, Placement};
-use berth_model::vm::VmSelector;
-use berth_model::{NodeName, PlacementName, PlacementUid, Timestamp};
+use berth_model::{NodeName, PlacementName, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -58,20 +57,6 @@ impl Draft {
     pub(super) fn has_room(&self) -> bool {
         self.before.len() < MAX_PLACEMENTS
     }
-}
-
-/// What a placement owns in the store: its request id as long as it is remembered, its VM while it lives, its GPUs while
-/// it holds them.
-pub(crate) fn claims(placement: &Placement) -> BTreeSet<(Claimed, PlacementUid)> {
-    let mut owned = vec![Claimed::Request(placement.request.request_id.clone())];
-    if placement.phase.is_live() {
-        owned.push(Claimed::Vm(vm_key(&placement.request.vm)));
-        owned.extend(placement.vm_id.clone().map(|id| Claimed::Vm(VmSelector::Id(id))));
-    }
-    if let (true, Some(assignment)) = (placement.phase.holds_claims(), &placement.assignment) {
-        owned.extend(assignment.gpu_ids().map(Claimed::Gpu));
-    }
-    owned.into_iter().map(|what| (what, placement.uid.clone())).collect()
 }
 
 impl Brain {

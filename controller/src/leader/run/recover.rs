@@ -1,6 +1,7 @@
 //! What a leader does when a commit failed: it takes back as little as it can, and leads anew if it must.
 
-use super::{CommitError, Ended, Lead, LoadFailure, Options, Service, load_for, now};
+use super::{CommitError, Ended, Lead, LoadFailure, Options, Service, load_for};
+use crate::clock::now;
 use crate::commit::Loss;
 use crate::leader::desk::TakenBack;
 use crate::leader::load;

@@ -3,16 +3,13 @@
 //! Readers have the rest of the world, so that it is checked as a whole beside the leader ([`berth_core::invariants`]); the
 //! brain they do not have, and the leader cannot stop for the time that all placements take.
 
-use arc_swap::ArcSwap;
+use crate::checked::Findings;
 use berth_core::decide::Brain;
 use berth_core::invariants::Violation;
 use berth_model::PlacementName;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// What the last round found, and the one under way so far; empty is good.
-pub(crate) type Findings = Arc<ArcSwap<Vec<Violation>>>;
 
 /// Between two parts of a round.
 const PAUSE: Duration = Duration::from_secs(1);
