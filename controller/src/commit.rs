@@ -11,7 +11,7 @@ pub use effort::{Effort, Next};
 pub use groups::{Durable, Fate, Groups, Loss, Undone, Unfit};
 
 use crate::metrics::INSTRUMENTS;
-use berth_store::{CommitError, Revision, Store, Transaction};
+use berth_store::{CommitError, Page, Revision, Store, Transaction};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use std::sync::Arc;
@@ -78,8 +78,8 @@ async fn carry_through(store: &dyn Store, transaction: Transaction, end: Instant
                 Ok(result) => effort.answered(result),
                 Err(_) => effort.answered(Err(CommitError::Unknown("no answer in time".to_owned()))),
             },
-            Next::ReadBack => match timeout_at(end, store.range(effort.witness(), None, None, 1)).await {
-                Ok(Ok(page)) => effort.read_back(&page),
+            Next::ReadBack => match timeout_at(end, look(store, &effort)).await {
+                Ok(Ok((page, leads))) => effort.read_back(&page, leads),
                 Ok(Err(_)) | Err(_) => Next::ReadBack,
             },
         };
@@ -92,6 +92,14 @@ async fn carry_through(store: &dyn Store, transaction: Transaction, end: Instant
         sleep_until((Instant::now() + pause).min(end)).await;
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
+}
+
+/// What a transaction left, and whether its leadership stood after that.
+async fn look(store: &dyn Store, effort: &Effort) -> Result<(Page, bool), berth_store::Error> {
+    let page = store.range(effort.witness(), None, None, 1).await?;
+    let Some(fence) = effort.fence() else { return Ok((page, true)) };
+    let leader = store.get(&fence.key).await?;
+    Ok((page, leader.is_some_and(|leader| leader.created == fence.created)))
 }
 
 #[cfg(test)]

@@ -273,6 +273,15 @@ impl Settings {
 }
 
 impl Config {
+    /// Which store it is, for somebody who may have meant another one.
+    pub(crate) fn which_store(&self) -> String {
+        match self.store {
+            StoreKind::Embedded => format!("the embedded store in {}", self.data_dir.display()),
+            StoreKind::Memory => "a store in memory".to_owned(),
+            StoreKind::Etcd => format!("etcd at {}, prefix {:?}", self.etcd.endpoints.join(", "), self.etcd.prefix),
+        }
+    }
+
     /// Checks what settings mean together. [`crate::app::start`] refuses what this refuses.
     ///
     /// # Errors

@@ -57,7 +57,10 @@ impl Member {
             Service::lead(leadership, store, options, queue, outbox, stop.clone(), publisher).await
         };
         let service = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => {
+                let _late = tokio::time::timeout(RESIGNING, resigns.resign()).await;
+                return Ok(());
+            }
             service = leading => match service {
                 Ok(service) => service,
                 Err(error) => {

@@ -50,8 +50,8 @@ async fn run_with(settings: Settings) -> anyhow::Result<()> {
     let _until_the_end = berth_telemetry::start(&settings.log, &settings.export, about)?;
     let config = settings.controller;
     // What a task that is ended at any point leaves is refused by controllers until it is done again.
-    let (mut out, mut input) = (stdout(), BufReader::new(stdin()));
-    let mut console = Console::new(&mut out, &mut input);
+    let mut out = stdout();
+    let mut console = Console::new(&mut out, BufReader::new(stdin()));
     match settings.task {
         Task::Control => control(config).await,
         Task::Once(Once::Restore(options)) => {

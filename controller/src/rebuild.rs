@@ -12,6 +12,7 @@ use crate::app::StartError;
 use crate::config::{Config, Rebuild};
 use crate::console::{Console, list};
 use crate::refill;
+use anyhow::Context as _;
 use berth_model::NodeName;
 use berth_model::Timestamp;
 use berth_model::id::FleetId;
@@ -65,14 +66,17 @@ pub async fn run(
     console: &mut Console<'_>,
 ) -> anyhow::Result<()> {
     let Rebuild { wait, nodes, yes } = options;
-    let leadership = refill::lead(store, "rebuild").await?;
+    let place = config.which_store();
+    let leadership = refill::lead(store, "rebuild", console).await?;
     let present = refill::keys(store).await?;
     // What a node is its agent tells again; a controller on a store that was lost has written it before anybody looked.
     refill::refuse_nonempty(
         &present,
         Some(key::NODES),
-        "; rebuilding is for a store that was lost: a controller on this one would know more than agents do",
-    )?;
+        "; rebuilding is for a store that was lost: a controller on this one knows more than agents do. To rebuild all the same, \
+         put it aside first: another data directory, or another etcd.prefix",
+    )
+    .with_context(|| format!("nothing was changed in {place}"))?;
     let gathering = Gathering::start(config).await?;
     console.say(&format!(
         "Listening on {} for agents; nothing is decided, no host is touched. Waiting {}.",
@@ -86,8 +90,8 @@ pub async fn run(
     judge(&heard, options)?;
     let rebuilt = reconstruct::reconstruct(&heard, &config.limits, now());
     rebuilt.content.check(&config.limits, now())?;
-    console.say(&told(&heard, &rebuilt, &stored_nodes(&present)))?;
-    if !yes && !console.confirm("Write it?")? {
+    console.say(&told(&heard, &rebuilt, &stored_nodes(&present), &place))?;
+    if !yes && !console.confirm("Write it?").await? {
         gathering.stop().await;
         anyhow::bail!("not rebuilt: nothing was written");
     }
@@ -143,7 +147,7 @@ fn stored_nodes(keys: &[String]) -> Vec<NodeName> {
 }
 
 /// What will be written, and what will not be.
-fn told(heard: &[Heard], rebuilt: &Rebuilt, stored: &[NodeName]) -> String {
+fn told(heard: &[Heard], rebuilt: &Rebuilt, stored: &[NodeName], place: &str) -> String {
     let Rebuilt { content, left_out } = rebuilt;
     let rows: Vec<[String; 5]> = content
         .placements
@@ -170,7 +174,7 @@ fn told(heard: &[Heard], rebuilt: &Rebuilt, stored: &[NodeName]) -> String {
             list(blind)
         );
     }
-    let _ = writeln!(text, "\nTo be written:");
+    let _ = writeln!(text, "\nTo be written to {place}:");
     text.push_str(&table(["PLACEMENT", "PHASE", "NODE", "VM", "GPUS"], &rows));
     if rows.is_empty() {
         text.push_str("no placements: no agent holds any\n");
@@ -187,8 +191,8 @@ fn told(heard: &[Heard], rebuilt: &Rebuilt, stored: &[NodeName]) -> String {
     }
     text.push_str(
         "\nLost, because no agent knows of it: placements that were queued or held, history, cordons, and what was asked \
-         beyond VM, GPUs and model.\nNodes that are not named above are not known; what they hold is forgotten when they \
-         connect to a controller. Go on only if none is missing.",
+         beyond VM, GPUs and model.\nNodes that are not named above are strangers when they connect: they keep what they \
+         hold, and nothing is placed on them. Go on only if none is missing.",
     );
     text
 }

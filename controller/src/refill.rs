@@ -5,6 +5,7 @@
 //! controller leads.
 
 use crate::audit;
+use crate::console::Console;
 use crate::leader::load;
 use berth_core::decide::{Brain, Limits};
 use berth_core::invariants::Violation;
@@ -20,6 +21,8 @@ use std::time::Duration;
 /// How long to wait for the leadership. A controller that died leaves it after its lease, some seconds; one that runs
 /// keeps it.
 const CAMPAIGN: Duration = Duration::from_secs(30);
+/// How long nothing is said of that.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Writes in one transaction: with the fence still within what etcd takes.
 const WRITES: usize = 100;
 /// Bytes in one transaction, unless one record is larger: well within etcd's limit for a request.
@@ -59,6 +62,9 @@ pub enum Error {
         /// What to do about it.
         hint: &'static str,
     },
+    /// The first transaction surely failed.
+    #[error("nothing was changed; do the same again")]
+    NotBegun(#[source] CommitError),
     /// A transaction failed.
     #[error(
         "only {written} of {all} records were written; no controller starts on the store as it is now. Do the same again \
@@ -143,12 +149,22 @@ pub(crate) fn refuse_nonempty(keys: &[String], but: Option<&str>, hint: &'static
     Err(Error::NotEmpty { records, placements, hint })
 }
 
-/// Leads, so that nobody else does until this process ends or another takes over.
-pub(crate) async fn lead(store: &dyn Store, what: &str) -> Result<Leadership, Error> {
+/// Leads, so that nobody else does until this process ends or another takes over. Whoever leads still is waited for, and
+/// the person is told so.
+pub(crate) async fn lead(store: &dyn Store, what: &str, console: &mut Console<'_>) -> anyhow::Result<Leadership> {
     let candidate = format!("{what} {}", uuid::Uuid::new_v4());
-    match tokio::time::timeout(CAMPAIGN, store.campaign(&candidate)).await {
+    let campaign = tokio::time::timeout(CAMPAIGN, store.campaign(&candidate));
+    let mut campaign = std::pin::pin!(campaign);
+    let led = tokio::select! {
+        led = &mut campaign => led,
+        () = tokio::time::sleep(SILENCE) => {
+            console.say(&format!("Waiting at most {} s for whoever leads to end.", CAMPAIGN.as_secs()))?;
+            campaign.await
+        }
+    };
+    match led {
         Ok(led) => Ok(led?),
-        Err(_) => Err(Error::Led),
+        Err(_) => Err(Error::Led.into()),
     }
 }
 
@@ -167,7 +183,14 @@ pub(crate) async fn write(
     let present = keys(store).await?;
     let all = content.records();
     let cut_off = |written| move |source| Error::CutOff { written, all, source };
-    within(deadline, term::raise(store, fence, content.term)).await.map_err(cut_off(0))?;
+    within(deadline, term::raise(store, fence, content.term)).await.map_err(|source| match source {
+        CommitError::Unknown(_) => cut_off(0)(source),
+        CommitError::Precondition { .. }
+        | CommitError::Fenced
+        | CommitError::Illegal(_)
+        | CommitError::Unavailable(_)
+        | CommitError::Full(_) => Error::NotBegun(source),
+    })?;
     let mut written = 0;
     let placements: BTreeMap<_, _> = content.placements.iter().map(|it| (key::placement(it.name()), it)).collect();
     for (group, mut writes) in (1..).zip(batches(steps(content, &present))) {

@@ -86,19 +86,20 @@ pub async fn run(
     console.say(&told(&prepared, &name.to_string(), now))?;
 
     // From here on nobody else writes: what is found now is what is replaced.
-    let leadership = refill::lead(store, "restore").await?;
+    let place = config.which_store();
+    let leadership = refill::lead(store, "restore", console).await?;
     let present = refill::keys(store).await?;
     if !into_nonempty {
         let hint = "; restore into an empty one, or replace everything with --into-nonempty";
-        refill::refuse_nonempty(&present, None, hint)?;
+        refill::refuse_nonempty(&present, None, hint).with_context(|| format!("nothing was changed in {place}"))?;
     }
     let replaced = if present.iter().all(|key| key == berth_store::key::FLEET) {
         "which is empty".to_owned()
     } else {
         format!("where {} records are REPLACED", present.len())
     };
-    console.say(&format!("\nIt goes into the {} store, {replaced}.", store.kind()))?;
-    if !yes && !console.confirm("Restore it?")? {
+    console.say(&format!("\nIt goes into {place}, {replaced}."))?;
+    if !yes && !console.confirm("Restore it?").await? {
         anyhow::bail!("not restored: nothing was changed");
     }
     let fence = &leadership.fence;

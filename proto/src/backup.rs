@@ -152,7 +152,17 @@ pub struct Backup {
 pub fn read(mut from: impl Read) -> Result<Backup, Error> {
     let mut seal = Seal::default();
     let mut records = Vec::new();
-    while let Some(part) = next(&mut from, seal.records())? {
+    loop {
+        let part = match next(&mut from, seal.records()) {
+            Ok(Some(part)) => part,
+            Ok(None) if seal.header().is_none() => return Err(Error::NotAPart("it is empty".to_owned())),
+            Ok(None) => break,
+            // Most files begin with what could be the length of something.
+            Err(Error::CutOff { .. }) if seal.header().is_none() => {
+                return Err(Error::NotAPart("it does not begin with a header".to_owned()));
+            }
+            Err(error) => return Err(error),
+        };
         seal.take(&part)?;
         if let Some(Part::Records(more)) = part.part {
             records.extend(more.records);
@@ -254,7 +264,7 @@ mod tests {
         fn refuse(parts: &[BackupPart], why: Expect) {
             why.assert_eq(&read(file(parts).as_slice()).unwrap_err().to_string());
         }
-        refuse(&[], expect!["it is cut off: it ends before its trailer, after 0 records"]);
+        refuse(&[], expect!["it is no backup, or a damaged one: it is empty"]);
         refuse(
             &[header(FORMAT), records(&["a"])],
             expect!["it is cut off: it ends before its trailer, after 1 records"],

@@ -99,8 +99,8 @@ impl World {
             None => "placements, perhaps".to_owned(),
         };
         let what_to_do = "nothing is told to it. If this is not the right store, start the controllers on the right one \
-                          (data_dir, etcd.prefix); if the store was lost, stop every controller and run \
-                          berth-controller rebuild";
+                          (data_dir, etcd.prefix); if the store was lost, stop every controller, put what \
+                          there is of it aside, and run berth-controller rebuild with all agents up";
         if let (Some(theirs), Some(ours)) = (&hello.ledger_fleet, &self.fleet)
             && theirs != ours
         {

@@ -26,7 +26,7 @@ use berth_proto::status;
 use berth_telemetry::names;
 use berth_tls::server::Acceptor;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::Status;
 use tower::{Service as _, ServiceExt as _};
 
@@ -99,8 +99,10 @@ impl Forwarder {
         let Some(name) = request.headers_mut().remove(FORWARDED) else { return Ok(false) };
         let caller = request.extensions().get::<Caller>();
         self.admits(caller)?;
-        let name = name.to_str().ok().filter(|name| name.len() <= MAX_NAME_BYTES);
-        if let (Some(caller), Some(name)) = (caller, name) {
+        // Names of certificates may have any letters, which a header takes, and does not call a text.
+        let name = std::str::from_utf8(name.as_bytes()).ok().filter(|name| name.len() <= MAX_NAME_BYTES);
+        let name = name.ok_or_else(|| Status::invalid_argument(format!("{FORWARDED} is no name of a caller")))?;
+        if let Some(caller) = caller {
             let caller = caller.relayed(name);
             request.extensions_mut().insert(caller);
         }
@@ -214,6 +216,7 @@ pub(super) struct Gate {
 /// Answers here or passes on.
 pub(super) async fn route(gate: Gate, mut request: Request<Body>, next: Next) -> Response {
     let Gate { forwarder, replica } = gate;
+    let (asked, begun) = (asked_deadline(request.headers()), Instant::now());
     let outcome = match kind(request.uri().path()) {
         None => return next.run(request).await,
         Some(Kind::Look) => match wait(&replica, request.headers()).await {
@@ -233,7 +236,9 @@ pub(super) async fn route(gate: Gate, mut request: Request<Body>, next: Next) ->
         Ok(response) => {
             if let Some(revision) = number(response.headers(), REVISION).ok().flatten() {
                 // Whoever waits longer than that goes on with `berth-min-revision`.
-                let _late = tokio::time::timeout(CATCH_UP, replica.reach(revision)).await;
+                let left = asked.map(|asked| asked.saturating_sub(begun.elapsed() + LAST_WORD));
+                let limit = left.map_or(CATCH_UP, |left| left.min(CATCH_UP));
+                let _late = tokio::time::timeout(limit, replica.reach(revision)).await;
             }
             response
         }
@@ -296,6 +301,24 @@ mod tests {
         assert_eq!(kind("/berth.v1.Placements/List"), Some(Kind::Look));
         assert_eq!(kind("/berth.v1.NodeAgent/Session"), None);
         assert_eq!(kind("/berth.v1.Operations/Status"), None, "it tells how far this controller is");
+    }
+
+    #[test]
+    fn a_name_has_whatever_letters_its_certificate_has() {
+        let forwarder = Forwarder::of_a_leader();
+        let relayed = |name: &[u8]| {
+            let mut request = Request::new(Body::empty());
+            let peer = std::net::SocketAddr::from(([192, 0, 2, 7], 4711));
+            request.extensions_mut().insert(Caller::new(peer, identity::Proof::PlainText));
+            request.headers_mut().insert(FORWARDED, HeaderValue::from_bytes(name).unwrap());
+            let unwrapped = forwarder.unwrap(&mut request).map_err(|status| status.code());
+            (unwrapped, identity::name_of(request.extensions().get()).to_owned())
+        };
+        let name = "cert:CN=Jörg Müller";
+        assert_eq!(relayed(HeaderValue::from_str(name).unwrap().as_bytes()), (Ok(true), name.to_owned()));
+        // Nobody else's name takes the place of one that cannot be read.
+        assert_eq!(relayed(b"J\xf6rg").0, Err(Code::InvalidArgument));
+        assert_eq!(relayed(&[b'a'; MAX_NAME_BYTES + 1]).0, Err(Code::InvalidArgument));
     }
 
     #[tokio::test]

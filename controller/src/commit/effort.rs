@@ -4,14 +4,14 @@
 //! answer was lost is sent again only after a look has shown that it was not there, and then as it was. Every write of
 //! it has a precondition that the write itself breaks, so that however many sendings arrive, at most one is committed.
 
-use berth_store::{CommitError, Page, Precondition, Revision, Transaction, Write};
+use berth_store::{CommitError, Fence, Page, Precondition, Revision, Transaction, Write};
 
 /// What to do next.
 #[derive(Debug)]
 pub enum Next {
     /// Send it, for the first time or again.
     Send,
-    /// Read [`Effort::witness`]: its answer was lost.
+    /// Read [`Effort::witness`], then whether the leadership of [`Effort::fence`] stands: its answer was lost.
     ReadBack,
     /// Nothing: this is how it ended.
     Settled(Result<Revision, CommitError>),
@@ -76,8 +76,17 @@ impl Effort {
         }
     }
 
-    /// Takes in what [`Effort::witness`] holds: a page that begins there.
-    pub fn read_back(&mut self, page: &Page) -> Next {
+    /// The leadership that it is for, if any.
+    pub fn fence(&self) -> Option<&Fence> {
+        self.transaction.fence.as_ref()
+    }
+
+    /// Takes in what [`Effort::witness`] holds, a page that begins there, and whether the leadership still stood after that
+    /// was read. If not, another leader may have written the very same.
+    pub fn read_back(&mut self, page: &Page, leads: bool) -> Next {
+        if !leads {
+            return Next::Settled(Err(CommitError::Unknown("another controller leads by now".to_owned())));
+        }
         if let Some(revision) = self.committed(page) {
             return Next::Settled(Ok(revision));
         }

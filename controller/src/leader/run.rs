@@ -338,7 +338,12 @@ impl Service {
         loop {
             self.lead.pipeline.dispatch();
             self.tell();
-            let Some(result) = self.lead.pipeline.next().await else { return Ok(None) };
+            let result = tokio::select! {
+                biased;
+                () = &mut self.lead.lost => return Err(Ended::LostLeadership),
+                result = self.lead.pipeline.next() => result,
+            };
+            let Some(result) = result else { return Ok(None) };
             if let Some(why) = self.settled(result)? {
                 return Ok(Some(why));
             }

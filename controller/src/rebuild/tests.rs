@@ -170,12 +170,12 @@ fn nothing_is_written_while_an_agent_has_not_told() {
 #[test]
 fn what_will_be_written_is_shown_first() {
     let heard = [heard("n1", &[holds(1, "one", 0, Intent::Kept)]), heard("n2", &[holds(2, "one", 1, Intent::Kept)])];
-    let said = told(&heard, &rebuild(&heard), &[]);
+    let said = told(&heard, &rebuild(&heard), &[], "a store in memory");
     for part in ["2 nodes told what they hold: n1, n2", "LEFT OUT", "no placements", "queued or held"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let heard = &heard[..1];
-    let said = told(heard, &rebuild(heard), &[]);
+    let said = told(heard, &rebuild(heard), &[], "a store in memory");
     assert!(
         said.contains("  one        Active  n1    20000000-0000-0000-0000-000000000001  PCIROOT(0)#PCI(0000)"),
         "{said}"

@@ -55,7 +55,7 @@ fn world(placements: u32) -> Content {
 
 async fn filled(content: &Content) -> Arc<Memory> {
     let store = Arc::new(Memory::new());
-    let led = refill::lead(store.as_ref(), "test").await.unwrap();
+    let led = lead(store.as_ref(), "test").await.unwrap();
     let deadline = Duration::from_secs(5);
     refill::write(store.as_ref(), &led.fence, "Restore", deadline, content, &Limits::default(), TAKEN).await.unwrap();
     store
@@ -84,10 +84,10 @@ impl File {
 }
 
 /// Restores a while after the backup; gives what was said.
-async fn restore(store: &dyn Store, options: Restore, answer: &str) -> (anyhow::Result<()>, String) {
-    let (mut out, mut input) = (Vec::new(), answer.as_bytes());
+async fn restore(store: &dyn Store, options: Restore, answer: &'static str) -> (anyhow::Result<()>, String) {
+    let mut out = Vec::new();
     let now = TAKEN.after(Duration::from_secs(7_200));
-    let ended = run(store, &config(), &options, now, &mut Console::new(&mut out, &mut input)).await;
+    let ended = run(store, &config(), &options, now, &mut Console::new(&mut out, answer.as_bytes())).await;
     (ended, String::from_utf8(out).unwrap())
 }
 
@@ -101,6 +101,11 @@ async fn content(store: &dyn Store) -> Content {
     }
     let fleet = berth_store::fleet::of(store).await.unwrap();
     Content { term: 0, fleet, nodes, placements }
+}
+
+async fn lead(store: &dyn Store, what: &str) -> anyhow::Result<berth_store::Leadership> {
+    let mut out = Vec::new();
+    refill::lead(store, what, &mut Console::new(&mut out, std::io::empty())).await
 }
 
 #[tokio::test]
@@ -168,7 +173,7 @@ async fn a_store_with_something_in_it_is_replaced_only_as_a_whole_and_only_when_
     let other = filled(&world(60)).await;
     let before = content(other.as_ref()).await;
     let (ended, _) = restore(other.as_ref(), file.options(true, false), "").await;
-    let why = ended.unwrap_err().to_string();
+    let why = format!("{:#}", ended.unwrap_err());
     assert!(why.contains("60 placements") && why.contains("--into-nonempty"), "{why}");
     assert_eq!(content(other.as_ref()).await, before);
 
@@ -188,7 +193,7 @@ async fn a_restore_that_is_cut_off_leaves_nothing_that_a_controller_would_lead()
         let mut refused = 0;
         for permits in 0.. {
             let store = Scripted::new(10_000);
-            let led = refill::lead(store.as_ref(), "test").await.unwrap();
+            let led = lead(store.as_ref(), "test").await.unwrap();
             let old = world(before);
             refill::write(
                 store.as_ref(),
@@ -296,7 +301,7 @@ async fn a_controller_that_leads_meanwhile_is_not_overwritten() {
     let backup = backup::read(std::fs::read(file.dir.path().join("b")).unwrap().as_slice()).unwrap();
     let prepared = prepare(backup, &Limits::default(), TAKEN).unwrap();
     let store = Memory::new();
-    let led = refill::lead(&store, "restore").await.unwrap();
+    let led = lead(&store, "restore").await.unwrap();
     store.campaign("a controller").await.unwrap();
     let writes = vec![Write::Put { key: key::NODES.to_owned() + "n9", value: "x".into() }];
     store.commit(Transaction { writes, ..Transaction::default() }).await.unwrap();
@@ -304,6 +309,6 @@ async fn a_controller_that_leads_meanwhile_is_not_overwritten() {
     let outcome = refill::write(&store, &led.fence, "Restore", deadline, &prepared.content, &Limits::default(), TAKEN)
         .await
         .unwrap_err();
-    assert!(matches!(outcome, refill::Error::CutOff { written: 0, source: berth_store::CommitError::Fenced, .. }));
+    assert!(matches!(outcome, refill::Error::NotBegun(berth_store::CommitError::Fenced)));
     assert_eq!(refill::keys(&store).await.unwrap(), ["berth/v1/nodes/n9"]);
 }

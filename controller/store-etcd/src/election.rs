@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Part of a lease's time that is not relied on: what clocks may differ by, and what it takes to stop.
 const MARGIN: u32 = 5;
@@ -27,6 +27,8 @@ const MARGIN: u32 = 5;
 const RENEWALS: u32 = 4;
 /// Between two attempts when etcd does not answer: it is asked through all its members each time.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a candidate trusts that no news is good news.
+const LOOK: Duration = Duration::from_secs(1);
 /// Attempts to become the leader while answers get lost or others come and go. Then the caller decides how to go on.
 const ATTEMPTS: u32 = 3;
 
@@ -87,7 +89,16 @@ async fn until_vacant(link: &Link, at: Revision) -> Result<(), Error> {
         Err(Error::Compacted { .. }) => return Ok(()),
         Err(error) => return Err(error),
     };
-    while let Some(Ok(events)) = changes.next().await {
+    loop {
+        let Ok(event) = timeout(LOOK, changes.next()).await else {
+            // Nothing to be heard, or nobody: a connection into a host that has lost its power says nothing for many seconds,
+            // and a leader may be gone with it. Asking moves on to the next member.
+            match link.read_key(key::LEADER).await? {
+                (Some(_), _) => continue,
+                (None, _) => return Ok(()),
+            }
+        };
+        let Some(Ok(events)) = event else { break };
         if events.iter().any(|event| matches!(event, Event::Delete { key, .. } if key == key::LEADER)) {
             return Ok(());
         }

@@ -56,7 +56,14 @@ impl Sim {
             Some(Err(error)) => return Err(Broken(format!("the store cannot be read: {error}"))),
             None => return Err(Broken("reading from memory waited".to_owned())),
         };
-        let next = effort.read_back(&page);
+        let leads = match effort.fence().map(|fence| (fence.created, self.store.memory.get(&fence.key).now_or_never()))
+        {
+            None => true,
+            Some((created, Some(Ok(leader)))) => leader.is_some_and(|leader| leader.created == created),
+            Some((_, Some(Err(error)))) => return Err(Broken(format!("the store cannot be read: {error}"))),
+            Some((_, None)) => return Err(Broken("reading from memory waited".to_owned())),
+        };
+        let next = effort.read_back(&page, leads);
         self.counts.add(match next {
             Next::Settled(Ok(_)) => "store: a lost answer found by reading back",
             Next::Settled(Err(_)) | Next::Send | Next::ReadBack => "store: nothing found by reading back",

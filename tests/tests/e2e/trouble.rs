@@ -175,7 +175,7 @@ fn a_lost_etcd_is_made_anew_from_agents_even_after_a_controller_led_the_empty_on
     };
     // It shows first, and takes silence for no.
     let shown = rebuild(&site, &[])?.expect(1)?;
-    for part in ["To be written:", "hv-01  ", "hv-02  ", "Write it? [y/N]"] {
+    for part in ["To be written to etcd at ", "hv-01  ", "hv-02  ", "Write it? [y/N]"] {
         ensure!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
     }
     ensure!(shown.stderr.contains("nothing was written"), "{}", shown.stderr);

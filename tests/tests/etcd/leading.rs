@@ -108,3 +108,22 @@ async fn a_leader_outlives_the_member_it_talks_to() {
     );
     store.commit(fenced(&leadership, "c")).await.unwrap();
 }
+
+/// A machine that loses its power takes a controller and a member of etcd with it, and says good-bye to nobody.
+#[tokio::test]
+async fn whoever_waits_for_its_turn_notices_a_member_that_fell_silent() {
+    let test = "whoever_waits_for_its_turn_notices";
+    let Some(server) = Server::start(test, 3, &Default::default()).unwrap() else { return };
+    let (first, second) = (connect(&server).await, connect(&server).await);
+    let old = first.campaign("first").await.unwrap();
+    let mut waiting = Box::pin(second.campaign("second"));
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut waiting).await.is_err());
+    let _silent = server.pause(0).unwrap();
+    drop(first);
+    let begun = Instant::now();
+    let new = soon("the second leads", waiting).await.unwrap();
+    // An election among the members, the whole lease again, a look, and its share of a deadline; the connection itself would
+    // notice only after 15 s.
+    assert!(begun.elapsed() < TTL + Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    assert!(new.term > old.term);
+}

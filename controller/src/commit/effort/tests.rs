@@ -55,7 +55,7 @@ fn check(story: &[Result<Result<Revision, CommitError>, Page>], expected: &str) 
             Ok(Err(CommitError::Precondition { key })) => {
                 effort.answered(Err(CommitError::Precondition { key: key.clone() }))
             }
-            Err(page) => effort.read_back(page),
+            Err(page) => effort.read_back(page, true),
         };
         steps.push(match next {
             Next::Send => "send".to_owned(),
@@ -114,8 +114,19 @@ fn a_deletion_shows_by_its_absence() {
     let mut effort = Effort::new(Transaction { fence: None, preconditions: vec![precondition], writes });
     assert_eq!(effort.witness(), "claim");
     assert!(matches!(effort.answered(unknown()), Next::ReadBack));
-    assert!(matches!(effort.read_back(&page(&[("claim", 1, "owner")])), Next::Send));
-    assert!(matches!(effort.read_back(&page(&[("claims", 1, "owner")])), Next::Settled(Ok(Revision(90)))));
+    assert!(matches!(effort.read_back(&page(&[("claim", 1, "owner")]), true), Next::Send));
+    assert!(matches!(effort.read_back(&page(&[("claims", 1, "owner")]), true), Next::Settled(Ok(Revision(90)))));
+}
+
+/// A node's record says nothing of who wrote it: the next leader's may be the same to the byte, and as often written.
+#[test]
+fn what_looks_like_ours_is_not_believed_once_another_leads() {
+    for found in [&[("new", 4, "ours")][..], &[("new", 3, "before")]] {
+        let mut effort = Effort::new(create());
+        effort.answered(unknown());
+        let next = effort.read_back(&page(found), false);
+        assert!(matches!(next, Next::Settled(Err(CommitError::Unknown(_)))), "{found:?}: {next:?}");
+    }
 }
 
 #[test]
@@ -125,7 +136,7 @@ fn out_of_time_is_unknown_only_if_something_may_have_been_written() {
     assert!(matches!(effort.give_up(), CommitError::Unavailable(_)));
     let mut effort = Effort::new(create());
     effort.answered(unknown());
-    effort.read_back(&page(&[]));
+    effort.read_back(&page(&[]), true);
     effort.answered(unavailable());
     assert!(matches!(effort.give_up(), CommitError::Unknown(_)));
 }
