@@ -8,7 +8,7 @@
 mod read;
 mod record;
 
-pub(crate) use read::read;
+pub(crate) use read::{last, read};
 pub use record::Asked;
 pub use record::records;
 pub(crate) use record::{filled, refused};

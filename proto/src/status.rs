@@ -95,6 +95,7 @@ pub fn refusal_to_status(refusal: &Refusal) -> Status {
         | Refusal::VmAmbiguous { .. }
         | Refusal::VmClustered { .. }
         | Refusal::UnknownNode { .. }
+        | Refusal::UnknownCluster { .. }
         | Refusal::UnknownModel { .. }
         | Refusal::UnknownVm { .. }
         | Refusal::UnknownPlacement { .. }
@@ -154,6 +155,10 @@ fn metadata(refusal: &Refusal) -> Vec<(&'static str, String)> {
         Refusal::UnknownNode { node, nearest: near } => {
             let near = near.as_ref().map(ToString::to_string);
             [("node", node.to_string())].into_iter().chain(nearest(near)).collect()
+        }
+        Refusal::UnknownCluster { cluster, nearest: near } => {
+            let near = near.as_ref().map(ToString::to_string);
+            [("cluster", cluster.to_string())].into_iter().chain(nearest(near)).collect()
         }
         Refusal::UnknownModel { model, known: _ } => vec![("model", model.to_string())],
         Refusal::UnknownVm { vm } => vec![("vm", vm.to_string())],

@@ -156,7 +156,7 @@ proptest! {
                     prop_assert_eq!(counted as usize, world.node_count());
                     prop_assert_eq!(&explanation.nearest.as_ref().unwrap().node, &explanation.rejected[0].0);
                 }
-                Err(Refusal::UnknownModel { .. }) => prop_assert!(!exists(&world, &request)),
+                Err(Refusal::UnknownModel { .. } | Refusal::UnknownCluster { .. }) => prop_assert!(!exists(&world, &request)),
                 Err(other) => prop_assert!(false, "{other}"),
             }
         }

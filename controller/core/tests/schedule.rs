@@ -187,14 +187,35 @@ fn a_spread_group_goes_to_other_clusters_then_other_nodes() {
 }
 
 #[test]
+fn a_misspelt_cluster_is_no_filter_that_nothing_passes() {
+    let world = world([in_cluster(node_of("a", 1, "A16"), "hci-1")]);
+    let asked = |cluster: &str| Draft { cluster: cluster.into(), ..draft("p", 1) };
+    check(&world, asked("hci-l"), expect!["UNKNOWN_CLUSTER: no node of cluster hci-l is known; did you mean hci-1?"]);
+    // Known, and full.
+    let held = Draft { cluster: "hci-1".into(), gpus: 2, ..draft("p", 2) };
+    assert!(matches!(schedule(&world, &request(held), NOW), Err(Refusal::NotPlaceable(_))));
+}
+
+#[test]
+fn what_a_node_has_that_never_told_is_not_known() {
+    let mut silent = node_of("silent", 0, "A16");
+    silent.view = View::NotReported;
+    let world = world([silent]);
+    let Err(Refusal::NotPlaceable(why)) = schedule(&world, &request(draft("p", 1)), NOW) else {
+        panic!("it is placed")
+    };
+    assert_eq!(why.counts.iter().map(|(name, count)| (*name, *count)).collect::<Vec<_>>(), [("NodeNotFresh", 1)]);
+}
+
+#[test]
 fn a_cluster_is_a_filter() {
     let world = world([in_cluster(node_of("a1", 1, "A2"), "a"), in_cluster(node_of("b1", 4, "A2"), "b")]);
     check(&world, Draft { cluster: "b".to_owned(), ..draft("vm", 1) }, expect!["b1 A2: PCIROOT(0)#PCI(0000)"]);
     check(
         &world,
-        Draft { cluster: "c".to_owned(), ..draft("vm", 1) },
+        Draft { cluster: "a".to_owned(), ..draft("vm", 2) },
         expect![
-            "NOT_PLACEABLE: none of 2 nodes can give 1 GPU now (OtherCluster: 2); nearest is a1: the request names another cluster; it would fit if the request names cluster a or none"
+            "NOT_PLACEABLE: none of 2 nodes can give 2 GPUs now (OtherCluster: 1, TooSmall: 1); nearest is a1: it has only 1 in all; it would fit if node a1 has 1 more A2"
         ],
     );
 }

@@ -66,7 +66,15 @@ impl Operations for OperationsService {
     async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>, Status> {
         let place = Arc::clone(&self.audits.0).try_acquire_owned();
         let place = place.map_err(|_| overloaded("two audits are being read already; try again later"))?;
-        let parts = audit::read(Arc::clone(&self.sources.records), request.get_ref().after);
+        let (store, after) = (Arc::clone(&self.sources.records), request.get_ref().after);
+        // Whoever has read further than there is reads another chain: that of before a restore, perhaps.
+        let last = audit::last(store.as_ref()).await.map_err(|error| failed(&error))?;
+        if after > last {
+            let what =
+                format!("there is no block {after}: the last one is {last}; after a restore the count begins anew");
+            return Err(status::failure(ErrorClass::InvalidArgument, "NO_SUCH_BLOCK", &what));
+        }
+        let parts = audit::read(store, after);
         let parts = parts.map(move |part| {
             let _until_the_last_part = &place;
             part.map_err(|error| failed(&error))

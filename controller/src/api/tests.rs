@@ -288,6 +288,16 @@ async fn counts_agree_with_lists() {
 }
 
 #[tokio::test]
+async fn an_audit_from_beyond_its_end_is_refused() {
+    let edge = Edge::start().await;
+    let mut operations = OperationsClient::new(edge.channel().await);
+    let problem = problem(operations.audit(v1::AuditRequest { after: 812 }).await);
+    assert_eq!((problem.class, problem.reason.as_str()), (ErrorClass::InvalidArgument, "NO_SUCH_BLOCK"));
+    assert!(problem.message.contains("no block 812: the last one is 0"), "{problem:?}");
+    operations.audit(v1::AuditRequest { after: 0 }).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_plan_claims_nothing() {
     let edge = Edge::start().await;
     let requests = [ask("a", 4), ask("b", 2), ask("c", 1), ask("a", 1)].into_iter().filter_map(|ask| ask.request);

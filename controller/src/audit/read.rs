@@ -34,6 +34,12 @@ pub(crate) fn read(store: Arc<dyn Store>, after: u64) -> impl Stream<Item = Resu
     stream::try_unfold(begin, |mut reading| async move { Ok(reading.next().await?.map(|part| (part, reading))) })
 }
 
+/// The number of the last block; 0 before the first.
+pub(crate) async fn last(store: &dyn Store) -> Result<u64, Error> {
+    let head = store.get(HEAD).await?;
+    head.as_ref().map_or(Ok(0), |item| audit::read_mark(item).map(|mark| mark.number))
+}
+
 impl Reading {
     async fn next(&mut self) -> Result<Option<AuditPart>, Error> {
         loop {

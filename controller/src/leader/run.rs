@@ -79,7 +79,7 @@ pub(crate) struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
     /// Somebody else leads.
-    #[error("leadership was lost; another controller has taken over")]
+    #[error("leadership was lost; another controller takes over")]
     LostLeadership,
     /// The store stayed away.
     #[error("the world could not be loaded in {attempts} attempts")]

@@ -4,7 +4,7 @@ use super::class::ErrorClass;
 use super::rejection::Explanation;
 use super::unavailable::Unavailable;
 use crate::adopt::Skip;
-use crate::id::{GpuId, ModelName, NodeName, PlacementName, RequestId, VmId};
+use crate::id::{ClusterName, GpuId, ModelName, NodeName, PlacementName, RequestId, VmId};
 use crate::request::{FieldError, PlacementRequest};
 use crate::vm::VmSelector;
 use std::fmt;
@@ -68,6 +68,14 @@ pub enum Refusal {
         node: NodeName,
         /// The known name most like it.
         nearest: Option<NodeName>,
+    },
+    /// No node is of that cluster.
+    #[error("no node of cluster {cluster} is known{}", did_you_mean(.nearest.as_ref()))]
+    UnknownCluster {
+        /// As asked for.
+        cluster: ClusterName,
+        /// The known name most like it.
+        nearest: Option<ClusterName>,
     },
     /// No GPU of that model is known.
     #[error("no GPU of model {model} is known; known are {}", list_or_none(.known))]
@@ -207,6 +215,7 @@ impl Refusal {
             | Self::NotAdoptable { .. }
             | Self::UidMismatch { .. } => ErrorClass::FailedPrecondition,
             Self::UnknownNode { .. }
+            | Self::UnknownCluster { .. }
             | Self::UnknownModel { .. }
             | Self::UnknownVm { .. }
             | Self::UnknownPlacement { .. }
@@ -230,6 +239,7 @@ impl Refusal {
             Self::VmAmbiguous { .. } => "VM_AMBIGUOUS",
             Self::VmClustered { .. } => "VM_CLUSTERED",
             Self::UnknownNode { .. } => "UNKNOWN_NODE",
+            Self::UnknownCluster { .. } => "UNKNOWN_CLUSTER",
             Self::UnknownModel { .. } => "UNKNOWN_MODEL",
             Self::UnknownVm { .. } => "UNKNOWN_VM",
             Self::UnknownPlacement { .. } => "UNKNOWN_PLACEMENT",

@@ -44,7 +44,7 @@ const ALLOWED: &[Allowed] = &[
         who: Who::Controller,
         level: "WARN",
         target: "berth_controller::process",
-        message: "leadership was lost; another controller has taken over; this one ends, to begin anew as a follower",
+        message: "leadership was lost; another controller takes over; this one ends, to begin anew as a follower",
         errors: &[],
         why: "a leader that slept or was cut off for longer than its lease ends",
     },
@@ -54,7 +54,7 @@ const ALLOWED: &[Allowed] = &[
         level: "",
         target: "",
         message: "berth-controller: the controller has no place among the others any more: leadership was lost; another \
-                  controller has taken over",
+                  controller takes over",
         errors: &[],
         why: "the last words of a leader that ends",
     },
@@ -64,7 +64,7 @@ const ALLOWED: &[Allowed] = &[
         level: "WARN",
         target: "berth_controller::app",
         message: "a task failed while the controller stopped",
-        errors: &["leadership was lost; another controller has taken over"],
+        errors: &["leadership was lost; another controller takes over"],
         why: "a leader that is asked to end finds that it has slept or was cut off for longer than its lease",
     },
     Allowed {

@@ -73,6 +73,9 @@ impl<'a> Ask<'a> {
             let nearest = super::nearest(node.as_str(), world.nodes().map(|known| &known.name)).cloned();
             return Err(Refusal::UnknownNode { node: node.clone(), nearest });
         }
+        if let Some(cluster) = &request.cluster {
+            known_cluster(world, cluster)?;
+        }
         // One known alternative is enough: a list may be shared by fleets that differ.
         if let Some(model) = request.models.first()
             && request.models.iter().all(|model| world.index().model(model).is_none())
@@ -109,6 +112,16 @@ impl<'a> Ask<'a> {
             && (request.min_vram_bytes == 0
                 || gpu.observed.survey.vram_bytes.is_some_and(|bytes| bytes >= request.min_vram_bytes))
     }
+}
+
+/// Whether there is such a cluster. A node of it that has room is found at once, by the index.
+fn known_cluster(world: &World, cluster: &ClusterName) -> Result<(), Refusal> {
+    let has_room = world.index().models().any(|(_, entry)| entry.clusters.contains_key(cluster));
+    if has_room || world.nodes().any(|node| node.cluster() == Some(cluster)) {
+        return Ok(());
+    }
+    let nearest = super::nearest(cluster.as_str(), world.nodes().filter_map(|node| node.cluster())).cloned();
+    Err(Refusal::UnknownCluster { cluster: cluster.clone(), nearest })
 }
 
 /// The VM of a request, where it was seen. A name that was never seen is a VM that does not exist yet.

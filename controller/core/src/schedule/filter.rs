@@ -3,7 +3,7 @@
 //! 1 named node · 2 excluded node · 3 cluster · 4 where the VM is · 5 has such a GPU at all · 6 has enough of one model,
 //! and a VM can have address space for so many · 7 node ready and not cordoned · then, per model: 8 enough available ·
 //! 9 NUMA node, if required · 10 processor · 11 memory · 12 address space for those that are available. What can never fit
-//! comes before what does not fit now.
+//! comes before what does not fit now. Of a node without any known GPU 7 comes before 5.
 
 use super::ask::Ask;
 use super::pick::{ever, pick, shape};
@@ -139,6 +139,10 @@ impl<'a> Fit<'a> {
 /// All rules: the best choice on this node, or the first rule that fails; among models, the one that came farthest.
 pub(super) fn check<'a>(world: &World, ask: &Ask<'_>, node: &'a Node) -> Result<Choice<'a>, Rejection> {
     meant(ask, node)?;
+    // What a node has that never told, or is not believed, nobody knows.
+    if let Some(why) = node.not_ready().filter(|_| node.gpus.is_empty()) {
+        return Err(Rejection::NotReady(why));
+    }
     let models = models(ask, node)?;
     if let Some(why) = node.not_ready().or_else(|| node.cordoned()) {
         return Err(Rejection::NotReady(why));
