@@ -90,7 +90,7 @@ impl Follower {
 
     /// Lists, then watches from there until the watch ends.
     async fn round(&mut self) -> Result<Infallible, load::Error> {
-        let Listing { nodes, placements, leader, fleet, revision } = load::list(self.store.as_ref()).await?;
+        let Listing { nodes, placements, leader, fleet, read_at, revision } = load::list(self.store.as_ref()).await?;
         self.mirror.set_fleet(fleet);
         self.mirror.list(nodes, placements);
         self.revision = revision;
@@ -102,7 +102,7 @@ impl Follower {
             let term = leader.as_ref().map_or(0, |leader| leader.term);
             self.publisher.restart(world, revision.0, term, now());
         }
-        let mut events = self.store.watch(key::ALL, Revision(revision.0.saturating_add(1))).await?.ready_chunks(CHUNK);
+        let mut events = self.store.watch(key::ALL, Revision(read_at.0.saturating_add(1))).await?.ready_chunks(CHUNK);
         loop {
             tokio::select! {
                 chunk = events.next() => match chunk {

@@ -66,7 +66,7 @@ pub struct Loaded {
     pub brain: Brain,
     /// How often each node's record was written, by key.
     pub node_versions: BTreeMap<String, u64>,
-    /// The revision it was read at.
+    /// The revision of the newest change in it: see [`newest`].
     pub revision: Revision,
 }
 
@@ -81,13 +81,15 @@ pub(crate) struct Listing {
     /// Which fleet it is.
     pub(crate) fleet: Option<FleetId>,
     /// The revision it was read at.
+    pub(crate) read_at: Revision,
+    /// The revision of the newest change in it: see [`newest`].
     pub(crate) revision: Revision,
 }
 
 /// Reads and checks everything.
 pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp) -> Result<Loaded, Error> {
-    let (nodes, revision) = read(store, key::NODES, None).await?;
-    let at = Some(revision);
+    let (nodes, read_at) = read(store, key::NODES, None).await?;
+    let at = Some(read_at);
     let rest = tokio::try_join!(
         read(store, key::PLACEMENTS, at),
         read(store, key::GPU_CLAIMS, at),
@@ -96,7 +98,9 @@ pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp)
         read(store, key::REQUESTS, at),
     );
     let ((placements, _), (gpus, _), (vms, _), (names, _), (requests, _)) = rest?;
-    let fleet = fleet(&read(store, key::FLEET, at).await?.0)?;
+    let (fleets, _) = read(store, key::FLEET, at).await?;
+    let revision = newest(read_at, [&nodes, &placements, &fleets]);
+    let fleet = fleet(&fleets)?;
     let node_versions = nodes.iter().map(|item| (item.key.clone(), item.version)).collect();
     let nodes = decode(&nodes, record::read_node)?;
     let placements = decode(&placements, record::read_placement)?;
@@ -107,15 +111,25 @@ pub async fn load(store: &dyn Store, term: u64, limits: &Limits, now: Timestamp)
 
 /// Reads what a follower shows.
 pub(crate) async fn list(store: &dyn Store) -> Result<Listing, Error> {
-    let (leader, revision) = read(store, key::LEADER, None).await?;
-    let at = Some(revision);
+    let (leader, read_at) = read(store, key::LEADER, None).await?;
+    let at = Some(read_at);
     let ((nodes, _), (placements, _), (fleets, _)) =
         tokio::try_join!(read(store, key::NODES, at), read(store, key::PLACEMENTS, at), read(store, key::FLEET, at))?;
+    let revision = newest(read_at, [&leader, &nodes, &placements, &fleets]);
     let nodes = decode(&nodes, record::read_node)?;
     let placements = decode(&placements, record::read_placement)?;
     let leader = leader.iter().find(|item| item.key == key::LEADER);
     let leader = leader.map(|item| record::read_leader(&item.value)).transpose()?;
-    Ok(Listing { nodes, placements, leader, fleet: fleet(&fleets)?, revision })
+    Ok(Listing { nodes, placements, leader, fleet: fleet(&fleets)?, read_at, revision })
+}
+
+/// Which revision is shown of what was read: that of its newest change, and not that of the store, which others move as
+/// well, the audit above all. Whoever watches never hears of theirs, so that a caller who was told such a revision by one
+/// controller would wait for it in vain at another.
+fn newest<const N: usize>(read_at: Revision, items: [&Vec<KeyValue>; N]) -> Revision {
+    let changes = items.into_iter().flatten().map(|item| item.modified);
+    // An empty store was read, too.
+    changes.max().unwrap_or(Revision(1)).min(read_at)
 }
 
 fn fleet(items: &[KeyValue]) -> Result<Option<FleetId>, record::Error> {

@@ -459,6 +459,8 @@ async fn load_for(
     })?;
     let load::Loaded { brain, node_versions, revision } = loaded;
     let brain = brain.remembering(shown);
+    // That somebody leads is a change, too, and everybody hears of it.
+    let revision = revision.max(fence.created);
     let nodes = brain.world().node_count();
     let placements = brain.world().placement_count();
     tracing::info!(term, revision = revision.0, nodes, placements, "leading");

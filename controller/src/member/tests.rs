@@ -208,6 +208,43 @@ async fn when_the_leader_goes_another_leads_and_agent_and_placements_go_on() {
     stop_all(controllers).await;
 }
 
+/// The audit is sealed a second after each change, and moves the store on; nobody is shown that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_lists_anew_names_no_revision_that_others_never_reach() {
+    let (turns, mut controllers) = three().await;
+    let _agent = Agent::start("n1", &addresses(&controllers), 1, &[(1, "vm-a")]);
+    eventually("the node is ready", || {
+        controllers.iter().all(|one| one.replica.now().world.nodes().any(|node| node.not_ready().is_none()))
+    })
+    .await;
+    let made = placements(&controllers[0]).create(asked("a")).await.unwrap();
+    let name = || "a".parse().unwrap();
+    eventually("it is active everywhere", || {
+        controllers
+            .iter()
+            .all(|one| one.replica.now().world.placement(&name()).is_some_and(|a| a.phase == Phase::Active))
+    })
+    .await;
+    drop(made);
+    let other = turns.another();
+    let sealed = async || other.get(berth_store::audit::HEAD).await.unwrap().map_or(0, |head| head.modified.0);
+    let newest = || controllers.iter().map(|one| one.replica.now().revision).max().unwrap();
+    while sealed().await <= newest() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let fresh = start(&turns, any_port()).await;
+    eventually("it has read the store", || fresh.replica.now().is_loaded()).await;
+    let shown = placements(&fresh).list(v1::ListPlacementsRequest::default()).await.unwrap().into_inner().revision;
+    for one in &controllers {
+        let mut api = placements(one);
+        let asked = at_least(v1::ListPlacementsRequest::default(), &shown.to_string());
+        let answer = tokio::time::timeout(Duration::from_secs(1), api.list(asked)).await;
+        answer.expect("it is not waited for").unwrap();
+    }
+    controllers.push(fresh);
+    stop_all(controllers).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_seen_before_is_not_taken_for_one_to_be_made_because_another_leads() {
     let (_turns, mut controllers) = three().await;
