@@ -1,5 +1,7 @@
 //! The command line: verbs, flags, defaults and examples. Scripts rely on it; nothing here acts.
 
+use crate::values::{counted, duration, size, whole};
+use berth_model::request::MAX_GPUS_PER_REQUEST;
 use bytesize::ByteSize;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -33,9 +35,13 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Flags that every verb takes.
+/// Flags that every verb takes. They stand after a verb's own in its help, under headings of their own.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Connection")]
 pub struct Global {
+    /// No colour, even on a terminal.
+    #[arg(long, global = true, env = "NO_COLOR", value_parser = FalseyValueParser::new(), help_heading = "Output", display_order = 1000)]
+    pub no_color: bool,
     /// Where the controllers listen: one, or several with commas between them. When one cannot answer, the next is asked.
     #[arg(long, global = true, env = "BERTH_ENDPOINT", default_value = DEFAULT_ENDPOINT, value_name = "URL")]
     pub endpoint: String,
@@ -43,15 +49,13 @@ pub struct Global {
     #[command(flatten)]
     pub tls: Tls,
     /// How long one call may take, retries included.
-    #[arg(long, global = true, default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, global = true, default_value = "30s", value_parser = duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub deadline: Duration,
-    /// No colour, even on a terminal.
-    #[arg(long, global = true, env = "NO_COLOR", value_parser = FalseyValueParser::new())]
-    pub no_color: bool,
 }
 
 /// Who the controller must be, and who we are.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Connection")]
 pub struct Tls {
     /// The CA of the controller's certificate (PEM); needed for https://.
     #[arg(long, global = true, env = "BERTH_CA", value_name = "FILE")]
@@ -121,6 +125,7 @@ pub enum Format {
 
 /// Chooses the form of the answer.
 #[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
 pub struct Output {
     /// Form of the answer.
     #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORM")]
@@ -136,7 +141,7 @@ pub struct Output {
   berth dev --fleet fleet.yaml --step-delay 2s  hosts of your own description, at the pace of real ones")]
 pub struct Dev {
     /// How many simulated nodes.
-    #[arg(long, default_value_t = 3, conflicts_with = "fleet", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 3, conflicts_with = "fleet", value_parser = nodes, allow_negative_numbers = true)]
     pub nodes: u32,
     /// A description of the fleet: YAML, or CSV with the columns sn,cpu_milli,memory_mib,gpu,model.
     #[arg(long, value_name = "FILE")]
@@ -151,7 +156,7 @@ pub struct Dev {
     #[arg(long, value_name = "ENDPOINT", value_delimiter = ',')]
     pub etcd: Vec<String>,
     /// How long each step on a simulated host takes; without it, what the fleet file says, else nearly nothing.
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    #[arg(long, value_parser = duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub step_delay: Option<Duration>,
     /// Whether to play the provisioning system: create the VM of each hold on its node.
     #[arg(long, value_enum, default_value_t)]
@@ -202,9 +207,11 @@ States:
   nodes        ready, notready
   gpus         available, host, pooled, attached, stale, missing, unknown
   vms          running, off, saved, paused, changing, unknown
-  placements   queued, held, preparing, attaching, starting, verifying, active, releasing, released, failed
-  drift        wrongcard, vmgone, inothervm, notattached, vmclustered, stalerecord, assignedbyhand, leftdismounted,
-               disabled, cardmissing")]
+  placements   queued, held, preparing, attaching, starting, verifying,
+               active, releasing, released, failed
+  drift        wrongcard, vmgone, inothervm, notattached, vmclustered,
+               stalerecord, assignedbyhand, leftdismounted, disabled,
+               cardmissing")]
 pub struct Get {
     /// What to list.
     pub kind: Kind,
@@ -261,7 +268,7 @@ pub struct Describe {
   berth place train-7 --vm train-7 --gpus 8 --model H100 --queue 2h --cpu 96 --memory 1TiB
   berth place infer-3 --vm 8fce3318-aa0f-4de3-8664-278533573cd2 --min-vram 24GiB --allow-standalone
 
-A VM that does not exist yet is named by name: its GPUs are held until it appears on the node that was chosen.
+A VM that does not exist yet is named by name: its GPUs are held until it appears on the node that was chosen. \
 A VM that exists is placed where it is.")]
 pub struct Place {
     /// What to call the placement.
@@ -270,7 +277,7 @@ pub struct Place {
     #[arg(long, value_name = "VM")]
     pub vm: String,
     /// How many GPUs, 1 to 16, all of one model.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_parser = gpus, allow_negative_numbers = true, value_name = "N")]
     pub gpus: u32,
     /// Any of these models; repeat it or separate with commas. Without it: any at all.
     #[arg(long = "model", value_delimiter = ',', value_name = "MODEL")]
@@ -279,7 +286,7 @@ pub struct Place {
     #[arg(long = "exclude-model", value_delimiter = ',', value_name = "MODEL")]
     pub exclude_models: Vec<String>,
     /// At least this much memory on each GPU, for example 24GiB.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_parser = size, allow_hyphen_values = true, value_name = "SIZE")]
     pub min_vram: Option<ByteSize>,
     /// Only this node.
     #[arg(long, value_name = "NODE")]
@@ -297,16 +304,16 @@ pub struct Place {
     #[arg(long)]
     pub require_numa: bool,
     /// Cores the VM needs, for example 16 or 0.5.
-    #[arg(long, value_parser = cores, value_name = "CORES")]
+    #[arg(long, value_parser = cores, allow_negative_numbers = true, value_name = "CORES")]
     pub cpu: Option<u64>,
     /// Memory the VM needs, for example 64GiB.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_parser = size, allow_hyphen_values = true, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
     /// How long to hold the GPUs for a VM that does not exist yet. Without it: the controller's default, ten minutes.
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    #[arg(long, value_parser = duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub hold: Option<Duration>,
     /// How long to wait for room when nothing fits now. Without it: refuse at once.
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    #[arg(long, value_parser = duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub queue: Option<Duration>,
     /// A clustered VM may be taken out of its cluster role, if nothing else is in that. A release does not put it back.
     #[arg(long)]
@@ -328,7 +335,7 @@ pub struct Place {
     #[arg(long)]
     pub wait: bool,
     /// How long to wait with --wait.
-    #[arg(long, default_value = "30m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "30m", value_parser = duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub timeout: Duration,
     /// Form of the answer.
     #[command(flatten)]
@@ -370,7 +377,7 @@ pub struct Commit {
     #[arg(long, value_name = "GUID")]
     pub vm_id: Option<String>,
     /// Refuse unless the placement is at this version.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = counted, allow_negative_numbers = true, value_name = "N")]
     pub version: Option<u64>,
     /// Form of the answer.
     #[command(flatten)]
@@ -390,13 +397,13 @@ pub struct Release {
     #[arg(long, value_name = "GUID")]
     pub uid: Option<String>,
     /// Refuse unless the placement is at this version.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = counted, allow_negative_numbers = true, value_name = "N")]
     pub version: Option<u64>,
     /// Wait until the GPUs are free again; progress goes to stderr.
     #[arg(long)]
     pub wait: bool,
     /// How long to wait with --wait.
-    #[arg(long, default_value = "45m", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "45m", value_parser = duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub timeout: Duration,
     /// Form of the answer.
     #[command(flatten)]
@@ -406,12 +413,12 @@ pub struct Release {
 /// `berth adopt`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
-  berth adopt --node hv-01 --dry-run                    what would be taken over, what not and why
+  berth adopt --node hv-01 --dry-run            what would be taken over
   berth adopt --node hv-01 --owner team-render
   berth adopt --node hv-01 --vm render-07 --name render-07 --tag env=prod
 
-What was found is shown first. Each VM becomes one placement in one commit; nothing is changed on the host. Doing it
-again is no error: what has a placement is skipped. A release gives the GPUs back as for any other placement, but leaves
+What was found is shown first. Each VM becomes one placement in one commit; nothing is changed on the host. Doing it \
+again is no error: what has a placement is skipped. A release gives the GPUs back as for any other placement, but leaves \
 the VM's settings as they are: what they were before its GPUs is not known.")]
 pub struct Adopt {
     /// The node whose VMs are looked at.
@@ -477,7 +484,7 @@ pub struct Plan {
 #[command(after_help = "Example:
   berth backup berth-2026-11-22.backup
 
-The file is consistent at one revision and checked as it is written. `berth-controller restore FILE` puts it back; see
+The file is consistent at one revision and checked as it is written. `berth-controller restore FILE` puts it back; see \
 docs/backup.md.")]
 pub struct Backup {
     /// The file to write.
@@ -492,11 +499,11 @@ pub struct Backup {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
   berth audit --placement render-07
-  berth audit --verify                          checks the whole chain, and prints its head
-  berth audit --verify --head 812:9f2c…         and that it goes on from a head that was written down
-  berth audit --after 812 -o json               what came since, one record a line, to be put away
+  berth audit --verify                          checks it, prints its head
+  berth audit --verify --head 812:9f2c…         and that this head is in it
+  berth audit --after 812 -o json               what came since, to put away
 
-Every record of a change is as durable as the change itself. The chain shows whether records were changed, removed or
+Every record of a change is as durable as the change itself. The chain shows whether records were changed, removed or \
 inserted; whoever can write to the store can make all of it anew, unless a head was written down elsewhere.")]
 pub struct Audit {
     /// Check the chain, and say where it ends. Records are not printed then, unless a form is asked for.
@@ -506,13 +513,13 @@ pub struct Audit {
     #[arg(long, value_name = "NAME")]
     pub placement: Option<String>,
     /// Only what is in blocks after this one.
-    #[arg(long, value_name = "BLOCK", default_value_t = 0)]
+    #[arg(long, value_parser = counted, allow_negative_numbers = true, value_name = "BLOCK", default_value_t = 0)]
     pub after: u64,
     /// A head that was printed before, NUMBER:HASH; it must be part of the chain.
     #[arg(long, value_name = "HEAD", value_parser = head, requires = "verify")]
     pub head: Option<(u64, String)>,
     /// Form of the answer.
-    #[arg(short = 'o', long = "output", value_enum, value_name = "FORM")]
+    #[arg(short = 'o', long = "output", value_enum, value_name = "FORM", help_heading = "Output")]
     pub format: Option<Format>,
 }
 
@@ -551,8 +558,13 @@ pub struct Watch {
     pub output: Output,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|e| format!("{e}; write it like 90s, 10m or 2h"))
+fn gpus(text: &str) -> Result<u32, String> {
+    whole(text, 1, MAX_GPUS_PER_REQUEST)
+}
+
+#[cfg(feature = "dev")]
+fn nodes(text: &str) -> Result<u32, String> {
+    whole(text, 1, 10_000)
 }
 
 /// Cores with up to three decimals, as thousandths.

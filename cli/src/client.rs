@@ -127,7 +127,7 @@ impl Client {
         call: impl Fn(Request<M>) -> F,
     ) -> Result<T, Error> {
         self.repeat(message, call).await.map_err(|failed| match failed {
-            Failed::Refused(status) => refused(&status),
+            Failed::Refused(status) | Failed::NotNow(status) => refused(&status),
             Failed::Tls(why) => Error::Tls { endpoint: self.endpoints.clone(), why },
             Failed::Silent(why) => Error::Unreachable { endpoint: self.endpoints.clone(), why },
         })
@@ -172,7 +172,7 @@ impl Client {
                     others -= 1;
                     self.turn_to_next();
                 }
-                failed @ (Failed::Refused(_) | Failed::Silent(_) | Failed::Tls(_)) => {
+                failed @ (Failed::Refused(_) | Failed::NotNow(_) | Failed::Silent(_) | Failed::Tls(_)) => {
                     return Err(self.written(failed, unsure));
                 }
             }
@@ -189,7 +189,7 @@ impl Client {
 
     fn written(&self, failed: Failed, what: Unsure) -> Error {
         match failed {
-            Failed::Refused(status) => refused(&status),
+            Failed::Refused(status) | Failed::NotNow(status) => refused(&status),
             // There was no connection that the controller took, so nothing can have happened.
             Failed::Tls(why) => Error::Tls { endpoint: self.endpoints.clone(), why },
             // Nothing was ever sent, so nothing can have happened.
@@ -212,9 +212,15 @@ impl Client {
         let mut sent = false;
         loop {
             let left = end.saturating_duration_since(tokio::time::Instant::now());
+            let mut certain = None;
             let why = match tokio::time::timeout(left, call(request(message.clone(), left))).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => match self.failed(&status) {
+                    Failed::NotNow(status) => {
+                        let why = status.message().to_owned();
+                        certain = Some(status);
+                        why
+                    }
                     // Unless an earlier attempt reached somebody: then nobody knows what that one did.
                     Failed::Tls(why) if sent => return Err(Failed::Silent(format!("at first no answer, then {why}"))),
                     failed @ (Failed::Refused(_) | Failed::Tls(_)) => return Err(failed),
@@ -224,13 +230,18 @@ impl Client {
             };
             self.turn_to_next();
             let connected = !why.starts_with(NOT_CONNECTED);
-            let why = if sent && !connected { format!("at first no answer, then {why}") } else { why };
-            sent |= connected;
-            let somebody = sent || self.ways.len() > 1;
+            let answered = certain.is_some();
+            let why = if sent && (answered || !connected) { format!("at first no answer, then {why}") } else { why };
+            sent |= connected && !answered;
+            let somebody = sent || answered || self.ways.len() > 1;
+            let give_up = |why| match certain {
+                Some(status) if !sent => Failed::NotNow(status),
+                Some(_) | None => Failed::Silent(why),
+            };
             let pause = pauses.next().or_else(|| if somebody { more.next() } else { None });
-            let Some(pause) = pause.map(Duration::from_millis) else { return Err(Failed::Silent(why)) };
+            let Some(pause) = pause.map(Duration::from_millis) else { return Err(give_up(why)) };
             if tokio::time::Instant::now() + pause >= end {
-                return Err(Failed::Silent(why));
+                return Err(give_up(why));
             }
             tracing::debug!(why, ?pause, "trying again");
             tokio::time::sleep(pause).await;
@@ -254,7 +265,9 @@ fn request<M>(message: M, left: Duration) -> Request<M> {
 enum Failed {
     /// The controller said no.
     Refused(Box<Status>),
-    /// It did not say anything, or that it cannot now.
+    /// It said that it cannot now, and that nothing was done.
+    NotNow(Box<Status>),
+    /// It did not say anything, or that it does not know.
     Silent(String),
     /// One side did not accept the other; trying again changes nothing.
     Tls(String),
@@ -266,7 +279,9 @@ impl Failed {
         // Nobody could answer, or nobody knows: for the caller both mean that no answer came.
         let silent = matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded);
         // tonic reports some broken connections as Internal, with the transport's error as its source.
-        if silent || (code == Code::Internal && status.source().is_some()) {
+        if code == Code::Unavailable && !Problem::from_status(status).reason.is_empty() {
+            Self::NotNow(Box::new(status.clone()))
+        } else if silent || (code == Code::Internal && status.source().is_some()) {
             Self::Silent(silence(status))
         } else {
             Self::Refused(Box::new(status.clone()))
@@ -296,6 +311,9 @@ fn refused(status: &Status) -> Error {
 pub fn broken(status: &Status, endpoint: &str) -> Error {
     match Failed::of(status) {
         Failed::Refused(status) => refused(&status),
+        Failed::NotNow(status) => {
+            Error::Unreachable { endpoint: endpoint.to_owned(), why: status.message().to_owned() }
+        }
         Failed::Silent(why) | Failed::Tls(why) => Error::Unreachable { endpoint: endpoint.to_owned(), why },
     }
 }

@@ -11,12 +11,14 @@ use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::progress::Progress;
 use berth_controller as controller;
+use berth_controller::app::StartError;
 use berth_model::NodeName;
 use berth_node_agent as agent;
 use berth_node_agent::driver::sim::{Delays, KeptHost};
 use berth_proto::v1;
 use futures::StreamExt as _;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,7 +100,11 @@ pub async fn start(options: Options) -> Result<Running, Error> {
         config.observe = LOOK_OFTEN;
     }
     let started = controller::app::start(config).await;
-    let mut running = started.map_err(|e| failed(&"the controller does not start", e.into()))?;
+    let mut running = started.map_err(|e| {
+        let taken = matches!(&e, StartError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse);
+        let way_out = if taken { "; --listen 127.0.0.1:0 takes a free one" } else { "" };
+        Error::Dev(format!("the controller does not start: {:#}{way_out}", anyhow::Error::from(e)))
+    })?;
     let local_addr = running.local_addr;
     let (stop, stop_controller) = (CancellationToken::new(), CancellationToken::new());
     let mut tasks = JoinSet::new();

@@ -1,10 +1,10 @@
 //! What can go wrong for someone at the command line: a sentence, an exit code, and what to do next.
 
+use crate::output::count;
 use crate::{fleet, workloads};
 use berth_model::reason::ErrorClass;
 use berth_proto::status::Problem;
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
 
 /// Exit codes; scripts rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub enum Error {
     #[error("{0}")]
     Ended(String),
     /// What was waited for did not come in time.
-    #[error("{what} is still {phase} after {} of waiting; it goes on by itself", humantime::format_duration(*.waited))]
+    #[error("{what} is still {phase} after {} of waiting; {}", humantime::format_duration(*.waited), goes_on(waits_for.as_deref()))]
     WaitedTooLong {
         /// Which placement.
         what: String,
@@ -119,9 +119,11 @@ pub enum Error {
         phase: String,
         /// How long was waited.
         waited: std::time::Duration,
+        /// Who must come back first, where that is known.
+        waits_for: Option<String>,
     },
     /// Some workloads do not fit. The answer says which.
-    #[error("{unfit} of {all} do not fit")]
+    #[error("{unfit} of {all} {} not fit", if *.unfit == 1 { "does" } else { "do" })]
     DoNotFit {
         /// How many do not.
         unfit: usize,
@@ -134,14 +136,9 @@ pub enum Error {
     /// A workload file is wrong.
     #[error(transparent)]
     Workloads(#[from] workloads::Error),
-    /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// A file that was asked for cannot be written: its name, and why not.
+    #[error("cannot write {0}")]
+    CannotWrite(String),
     /// The answer cannot be put into the form asked for.
     #[error("cannot encode the answer: {0}")]
     Encode(String),
@@ -156,7 +153,20 @@ pub enum Error {
     Dev(String),
 }
 
+fn goes_on(waits_for: Option<&str>) -> String {
+    match waits_for {
+        Some(who) => format!("it waits for {who}; start it"),
+        None => "it goes on by itself".to_owned(),
+    }
+}
+
 impl Error {
+    /// Whether whoever only looks can go on: nobody answered, or not now.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Unsure { .. })
+            || matches!(self, Self::Refused(problem) if problem.class == ErrorClass::Unavailable)
+    }
+
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
@@ -178,7 +188,7 @@ impl Error {
             Self::Ended(_)
             | Self::Tls { .. }
             | Self::WaitedTooLong { .. }
-            | Self::File { .. }
+            | Self::CannotWrite(_)
             | Self::Encode(_)
             | Self::Print(_)
             | Self::NotWhole(_)
@@ -224,7 +234,7 @@ impl Error {
             | Self::DoNotFit { .. }
             | Self::Fleet(_)
             | Self::Workloads(_)
-            | Self::File { .. }
+            | Self::CannotWrite(_)
             | Self::Encode(_)
             | Self::Print(_)
             | Self::NotWhole(_)
@@ -274,17 +284,10 @@ const NODES_SHOWN: usize = 8;
 
 /// Why something cannot be placed: the counts, the nearest miss with what would make it fit, then node by node.
 pub fn explain(explanation: &berth_proto::v1::Explanation) -> String {
-    let plural = |n: u32| if n == 1 { "" } else { "s" };
     let mut text = if explanation.nodes == 0 {
         "no node has ever connected".to_owned()
     } else {
-        format!(
-            "none of {} node{} can give {} GPU{} now",
-            explanation.nodes,
-            plural(explanation.nodes),
-            explanation.gpus,
-            plural(explanation.gpus)
-        )
+        format!("none of {} can give {} now", count(explanation.nodes, "node"), count(explanation.gpus, "GPU"))
     };
     let counts: Vec<_> = explanation.counts.iter().map(|c| format!("{} {}", c.rule, c.nodes)).collect();
     if !counts.is_empty() {

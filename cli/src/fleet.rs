@@ -5,6 +5,7 @@
 
 mod range;
 mod rows;
+pub(crate) mod shape;
 #[cfg(feature = "dev")]
 pub mod sim;
 mod size;

@@ -13,6 +13,7 @@ pub mod fleet;
 pub mod output;
 pub mod progress;
 pub mod tls;
+mod values;
 pub mod workloads;
 
 use args::Cli;
@@ -52,7 +53,12 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 /// Runs one command line: answers go to `stdout`, errors to `stderr`.
 pub async fn run(cli: Cli, stdout: &mut (dyn Write + Send), stderr: &mut (dyn Write + Send), style: Style) -> Exit {
     let mut out = Out::new(stdout, style);
-    match command::run(cli, &mut out).await {
+    let done = command::run(cli, &mut out).await;
+    for aside in out.asides() {
+        // Nothing is left to say it to when even stderr is closed.
+        let _ = writeln!(stderr, "{aside}");
+    }
+    match done {
         Ok(()) => Exit::Done,
         // `berth get gpus | head` closes the pipe when it has seen enough; that is no failure.
         Err(Error::Print(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => Exit::Done,

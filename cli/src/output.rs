@@ -34,6 +34,8 @@ pub fn system_clock() -> Timestamp {
 /// Where answers go.
 pub struct Out<'a> {
     to: &'a mut (dyn Write + Send),
+    /// What is to be known beside the answer.
+    asides: Vec<String>,
     /// How they look.
     pub style: Style,
 }
@@ -41,7 +43,17 @@ pub struct Out<'a> {
 impl<'a> Out<'a> {
     /// Prints to `to`.
     pub fn new(to: &'a mut (dyn Write + Send), style: Style) -> Self {
-        Self { to, style }
+        Self { to, asides: Vec::new(), style }
+    }
+
+    /// Notes what is to be known beside the answer; it goes to stderr, so that no script reads it as part of that.
+    pub fn aside(&mut self, text: impl Into<String>) {
+        self.asides.push(text.into());
+    }
+
+    /// What was noted.
+    pub fn asides(&self) -> &[String] {
+        &self.asides
     }
 
     /// Prints one line, or several.
@@ -125,6 +137,12 @@ pub fn size(bytes: u64) -> String {
     if bytes == 0 { String::new() } else { bytesize::ByteSize::b(bytes).display().iec().to_string() }
 }
 
+/// How many there are, in words: `1 GPU`, `2 GPUs`.
+pub fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+    let s = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {what}{s}")
+}
+
 /// Cores out of thousandths.
 pub fn cores(milli: u64) -> String {
     if milli.is_multiple_of(1000) {
@@ -200,6 +218,11 @@ mod tests {
         assert_eq!(short("GPU_STATE_ATTACHED", "GPU_STATE_"), "Attached");
         assert_eq!(short("GPU_HEALTH_NEEDS_HOST_REBOOT", "GPU_HEALTH_"), "NeedsHostReboot");
         assert_eq!(short("STEP_START_VM", "STEP_"), "StartVm");
+    }
+
+    #[test]
+    fn one_is_told_as_one() {
+        assert_eq!([count(1_u32, "GPU"), count(0_u32, "GPU"), count(2_u32, "GPU")], ["1 GPU", "0 GPUs", "2 GPUs"]);
     }
 
     #[test]

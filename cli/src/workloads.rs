@@ -1,9 +1,10 @@
 //! Workload files for `berth plan`: a list of requests by the names the API gives their fields, each checked before
 //! anything is asked.
 
-use crate::fleet::{Problem, Size, plain, read_text, repeat};
-use berth_model::request::{Draft, Locality, PlacementRequest, Resources, ReturnTo, VerifyLevel};
-use serde::Deserialize;
+use crate::fleet::{Problem, Size, plain, read_text, repeat, shape};
+use crate::values::duration;
+use berth_model::request::{Draft, Locality, MAX_GPUS_PER_REQUEST, PlacementRequest, Resources, ReturnTo, VerifyLevel};
+use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 use std::path::Path;
 use std::time::Duration;
@@ -23,19 +24,20 @@ pub struct Error(#[from] crate::fleet::Error);
 struct Entry {
     name: String,
     /// How many of them.
+    #[serde(default, deserialize_with = "count")]
     count: Option<u32>,
     /// Without it: the VM of the same name as the placement.
     vm: Option<String>,
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "gpus")]
     gpus: u32,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "models")]
     models: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "exclude_models")]
     exclude_models: Vec<String>,
     min_vram_bytes: Option<Size>,
     #[serde(default)]
     node: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "exclude_nodes")]
     exclude_nodes: Vec<String>,
     #[serde(default)]
     cluster: String,
@@ -59,6 +61,38 @@ struct Entry {
 
 fn one() -> u32 {
     1
+}
+
+fn count<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    shape::number(from, "count", u32::try_from(MAX_REQUESTS).unwrap_or(u32::MAX)).map(Some)
+}
+
+fn gpus<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    shape::number(from, "gpus", MAX_GPUS_PER_REQUEST)
+}
+
+fn models<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    shape::names(from, "models", "A16")
+}
+
+fn exclude_models<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    shape::names(from, "exclude_models", "A16")
+}
+
+fn exclude_nodes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    shape::names(from, "exclude_nodes", "hv-01")
+}
+
+/// The file as a whole.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct File {
+    #[serde(deserialize_with = "entries")]
+    entries: Vec<Spanned<Entry>>,
+}
+
+fn entries<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Spanned<Entry>>, D::Error> {
+    shape::list(from, |_| "a workload file is a list: begin each with \"- name:\"".to_owned())
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -120,7 +154,7 @@ fn failed(file: &Path, problems: Vec<Problem>) -> Error {
 pub fn parse(file: &Path, text: &str) -> Result<Vec<PlacementRequest>, Error> {
     let mut problems = Vec::new();
     let options = serde_saphyr::options! { with_snippet: false };
-    let entries: Vec<Spanned<Entry>> = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+    let File { entries } = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let line = e.location().map(|at| at.line());
         failed(file, vec![Problem { line, path: String::new(), text: plain(&e) }])
     })?;
@@ -179,8 +213,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<PlacementRequest>, Error> {
 
 fn draft(entry: &Entry, name: String, vm: String) -> Result<PlacementRequest, Vec<(String, String)>> {
     let wait = |field: &str, text: &Option<String>| -> Result<Option<Duration>, Vec<(String, String)>> {
-        let parsed = text.as_deref().map(humantime::parse_duration).transpose();
-        parsed.map_err(|e| vec![(field.to_owned(), format!("{e}; write it like 90s, 10m or 2h"))])
+        text.as_deref().map(duration).transpose().map_err(|e| vec![(field.to_owned(), e)])
     };
     let draft = Draft {
         request_id: format!("plan-{}", uuid::Uuid::new_v4()),
@@ -256,7 +289,7 @@ mod tests {
                 w.yaml:1: [0].name: placement name "a b" has the character ' ' at position 1; allowed are letters, digits, '-', '.', '_', starting with a letter or digit
                 w.yaml:1: [0].gpus: 17 is not from 1 to 16
                 w.yaml:3: [1].exclude_models: excludes A2, which models asks for
-                w.yaml:6: [2].hold: expected number at 0; write it like 90s, 10m or 2h"#]],
+                w.yaml:6: [2].hold: "soon" is no length of time; write it like 90s, 10m or 2h"#]],
         );
     }
 
@@ -270,6 +303,28 @@ mod tests {
                 "w.yaml:2: unknown field `colour`, expected one of name, count, vm, gpus, models, exclude_models, min_vram_bytes, node, exclude_nodes, cluster, spread_group, locality, resources, hold, queue, allow_standalone, verify, return_to, install_driver"
             ],
         );
-        refuse("name: a\n", expect!["w.yaml:1: expected sequence start"]);
+        refuse("name: a\n", expect![[r#"w.yaml: a workload file is a list: begin each with "- name:""#]]);
+        refuse("nodes:\n- name: a\n", expect![[r#"w.yaml: a workload file is a list: begin each with "- name:""#]]);
+        refuse("render\n", expect![[r#"w.yaml: a workload file is a list: begin each with "- name:""#]]);
+    }
+
+    #[test]
+    fn what_is_no_number_no_list_or_has_no_unit_says_what_to_write() {
+        refuse("- name: a\n  gpus: two\n", expect![[r#"w.yaml:2: gpus: "two" is no whole number from 1 to 16"#]]);
+        refuse("- name: a\n  gpus: -1\n", expect![[r#"w.yaml:2: gpus: "-1" is no whole number from 1 to 16"#]]);
+        refuse(
+            "- name: a\n  count: many\n",
+            expect![[r#"w.yaml:2: count: "many" is no whole number from 1 to 10000"#]],
+        );
+        refuse("- name: a\n  models: A16\n", expect!["w.yaml:2: models is a list: write [A16]"]);
+        refuse("- name: a\n  exclude_nodes: 7\n", expect!["w.yaml:2: exclude_nodes is a list: write [7]"]);
+        refuse("- name: a\n  models: { A16: 2 }\n", expect!["w.yaml:2: models is a list: write [A16]"]);
+        refuse("- name: a\n\n  min_vram_bytes: 24\n", expect!["w.yaml:3: 24 has no unit; write it like 24GiB"]);
+        refuse(
+            "- name: a\n  resources: { memory_bytes: lots }\n",
+            expect![[r#"w.yaml:2: "lots" is no size; write it like 24GiB"#]],
+        );
+        let none = parse(Path::new("w.yaml"), "- name: a\n  min_vram_bytes: 0\n  models:\n").unwrap();
+        assert_eq!((none[0].min_vram_bytes, none[0].models.len()), (0, 0));
     }
 }

@@ -17,8 +17,12 @@ async fn dev(data_dir: &Path) -> Running {
 }
 
 async fn dev_with(data_dir: &Path, provision: bool) -> Running {
+    dev_of(data_dir, provision, 3).await
+}
+
+async fn dev_of(data_dir: &Path, provision: bool, nodes: u32) -> Running {
     let options = Options {
-        fleet: fleet::standard(3).unwrap(),
+        fleet: fleet::standard(nodes).unwrap(),
         listen: "127.0.0.1:0".parse().unwrap(),
         data_dir: data_dir.to_owned(),
         step_delay: Some(Duration::ZERO),
@@ -85,7 +89,7 @@ async fn what_cannot_be_is_refused_with_its_exit_code() {
     for (line, exit) in [
         ("place big --vm big --gpus 16", Exit::NotPlaceable),
         ("place none --vm v --model A17", Exit::NotFound),
-        ("place p --vm v --gpus 17", Exit::Usage),
+        ("place p --vm v --model A16 --exclude-model A16", Exit::Usage),
         ("describe node hv-99", Exit::NotFound),
         ("describe gpu hv-01/0000:41:00.0", Exit::NotFound),
         ("release nobody", Exit::NotFound),
@@ -97,6 +101,26 @@ async fn what_cannot_be_is_refused_with_its_exit_code() {
         let (got, text) = berth(&running, line).await;
         assert_eq!(got, exit, "{line}: {text}");
     }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_for_an_agent_that_is_gone_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = dev(dir.path()).await;
+    good(&running, "place one --vm one --node hv-03 --wait --timeout 60s").await;
+    running.stop().await;
+
+    let running = dev_of(dir.path(), true, 2).await;
+    let active = good(&running, "describe placement one").await;
+    assert!(active.contains("hv-03's agent is not connected"), "{active}");
+    let (exit, text) = berth(&running, "release one --wait --timeout 1s").await;
+    assert_eq!(exit, Exit::Failed, "{text}");
+    let wanted =
+        "one is still Releasing after 1s of waiting; it waits for hv-03's agent, which is not connected since ";
+    assert!(text.contains(wanted), "{text}");
+    let releasing = good(&running, "describe placement one").await;
+    assert!(releasing.contains("It waits for hv-03's agent, which is not connected since "), "{releasing}");
     running.stop().await;
 }
 

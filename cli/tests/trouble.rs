@@ -187,9 +187,9 @@ impl Scene {
 
     async fn restore(&self) -> (anyhow::Result<()>, String) {
         let store = self.open_store().await;
-        let (mut out, mut input) = (Vec::new(), &b""[..]);
+        let (mut out, input) = (Vec::new(), &b""[..]);
         let options = Restore { file: self.file(), yes: true, into_nonempty: false };
-        let ended = restore::run(&store, &self.config, &options, now(), &mut Console::new(&mut out, &mut input)).await;
+        let ended = restore::run(&store, &self.config, &options, now(), &mut Console::new(&mut out, input)).await;
         (ended, String::from_utf8(out).unwrap())
     }
 }
@@ -280,11 +280,11 @@ async fn a_lost_store_is_made_anew_from_what_agents_hold() {
     scene.until("each agent holds one", told).await;
 
     scene.lose_store().await;
-    let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);
+    let (mut out, input) = (Vec::new(), &b"y\n"[..]);
     let nodes = usize::try_from(NODES).unwrap();
     let options = Rebuild { wait: PATIENCE, nodes: Some(nodes), yes: false };
     let store = scene.open_store().await;
-    let mut console = Console::new(&mut out, &mut input);
+    let mut console = Console::new(&mut out, input);
     rebuild::run(&store, &scene.config, &options, now, &mut console).await.unwrap();
     drop(store);
     let said = String::from_utf8(out).unwrap();
@@ -295,9 +295,10 @@ async fn a_lost_store_is_made_anew_from_what_agents_hold() {
 
     // Only once: what is in the store now is worth more.
     let store = scene.open_store().await;
-    let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);
-    let again = rebuild::run(&store, &scene.config, &options, now, &mut Console::new(&mut out, &mut input)).await;
-    assert!(again.unwrap_err().to_string().contains("2 placements among them"));
+    let (mut out, input) = (Vec::new(), &b"y\n"[..]);
+    let again = rebuild::run(&store, &scene.config, &options, now, &mut Console::new(&mut out, input)).await;
+    let why = format!("{:#}", again.unwrap_err());
+    assert!(why.contains("2 placements among them"), "{why}");
     drop(store);
 
     scene.lead().await;
@@ -383,10 +384,10 @@ async fn a_controller_on_another_store_takes_nothing_from_agents() {
     scene.lead().await;
     strange(&scene).await;
     scene.stop_controller().await;
-    let (mut out, mut input) = (Vec::new(), &b"y\n"[..]);
+    let (mut out, input) = (Vec::new(), &b"y\n"[..]);
     let options = Rebuild { wait: PATIENCE, nodes: Some(usize::try_from(NODES).unwrap()), yes: false };
     let store = scene.open_store().await;
-    let mut console = Console::new(&mut out, &mut input);
+    let mut console = Console::new(&mut out, input);
     rebuild::run(&store, &scene.config, &options, now, &mut console).await.unwrap();
     drop(store);
     scene.lead().await;

@@ -7,6 +7,8 @@ use berth::error::Exit;
 use berth::output::Style;
 use berth_model::Timestamp;
 use berth_proto::v1;
+use berth_proto::v1::inventory_server::{Inventory, InventoryServer};
+use berth_proto::v1::operations_server::{Operations, OperationsServer};
 use berth_proto::v1::placements_server::{Placements, PlacementsServer};
 use clap::Parser as _;
 use expect_test::{Expect, expect};
@@ -70,7 +72,7 @@ async fn a_plan_that_does_not_fit_says_why_and_what_would_help() {
         render-03: none of 3 nodes can give 4 GPUs now
           nodes by reason: NotEnoughFree 2, NoSuchGpu 1
           nearest is hv-01: only 0 of 4 A16 are available
-            it would fit if placement render-01 releases PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0000)#PCI(0000), PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0400)#PCI(0000), PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0800)#PCI(0000), PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0C00)#PCI(0000) (A16)
+            it would fit if workload render-01 releases PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0000)#PCI(0000), PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0400)#PCI(0000), PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0800)#PCI(0000), PCIROOT(10)#PCI(0100)#PCI(0000)#PCI(0C00)#PCI(0000) (A16)
           hv-02: only 0 of 4 A16 are available
           hv-03: no GPU as asked for; it has A30
 
@@ -331,4 +333,171 @@ async fn an_empty_list_says_so_and_is_no_failure() {
     let (endpoint, _told, _server) = stand_in(Vec::new()).await;
     check(&format!("get placements --endpoint {endpoint}"), Exit::Done, expect!["no placements\n"], expect![""]).await;
     check(&format!("get placements -o json --endpoint {endpoint}"), Exit::Done, expect!["{}\n"], expect![""]).await;
+}
+
+/// A follower that hears no leader, or hears one.
+#[derive(Clone)]
+struct Follower {
+    leader_revision: u64,
+    asked: Arc<Mutex<u32>>,
+}
+
+type Never<T> = Result<Response<T>, Status>;
+
+fn never<T>() -> Never<T> {
+    Err(Status::unimplemented("nobody asks for that here"))
+}
+
+#[tonic::async_trait]
+impl Inventory for Follower {
+    type WatchStream = tokio_stream::Empty<Result<v1::GpuChange, Status>>;
+
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Never<v1::ListNodesResponse> {
+        let node = |name: &str| v1::Node { name: name.into(), not_ready: "NodeNotFresh".into(), ..Default::default() };
+        Ok(Response::new(v1::ListNodesResponse { nodes: vec![node("hv-01"), node("hv-02")], ..Default::default() }))
+    }
+
+    async fn get_node(&self, _: Request<v1::GetNodeRequest>) -> Never<v1::Node> {
+        never()
+    }
+
+    async fn list_gpus(&self, _: Request<v1::ListGpusRequest>) -> Never<v1::ListGpusResponse> {
+        let gpu = |id: &str, term: Option<&str>| v1::Gpu {
+            id: id.into(),
+            unavailable: term
+                .iter()
+                .map(|term| v1::Unavailable { term: (*term).into(), ..Default::default() })
+                .collect(),
+            ..Default::default()
+        };
+        let gpus = vec![gpu("hv-01/a", Some("node_ready")), gpu("hv-02/a", None)];
+        Ok(Response::new(v1::ListGpusResponse { gpus, ..Default::default() }))
+    }
+
+    async fn get_gpu(&self, _: Request<v1::GetGpuRequest>) -> Never<v1::Gpu> {
+        never()
+    }
+
+    async fn list_vms(&self, _: Request<v1::ListVmsRequest>) -> Never<v1::ListVmsResponse> {
+        let vm = |node: &str, id: &str, name: &str| v1::Vm {
+            node: node.into(),
+            observed: Some(v1::ObservedVm { id: id.into(), name: name.into(), ..Default::default() }),
+            fresh: true,
+            ..Default::default()
+        };
+        let vms =
+            vec![vm("hv-01", "1", "web"), vm("hv-01", "2", "Cad"), vm("hv-02", "3", "app"), vm("hv-01", "4", "db")];
+        Ok(Response::new(v1::ListVmsResponse { vms, ..Default::default() }))
+    }
+
+    async fn list_drift(&self, _: Request<v1::ListDriftRequest>) -> Never<v1::ListDriftResponse> {
+        never()
+    }
+
+    async fn summarize(&self, _: Request<v1::SummarizeRequest>) -> Never<v1::SummarizeResponse> {
+        never()
+    }
+
+    async fn watch(&self, _: Request<v1::WatchGpusRequest>) -> Never<Self::WatchStream> {
+        never()
+    }
+}
+
+#[tonic::async_trait]
+impl Operations for Follower {
+    type BackupStream = tokio_stream::Empty<Result<v1::BackupPart, Status>>;
+    type AuditStream = tokio_stream::Empty<Result<v1::AuditPart, Status>>;
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Never<v1::StatusResponse> {
+        *self.asked.lock().unwrap() += 1;
+        Ok(Response::new(v1::StatusResponse { leader_revision: self.leader_revision, ..Default::default() }))
+    }
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Never<Self::BackupStream> {
+        never()
+    }
+
+    async fn audit(&self, _: Request<v1::AuditRequest>) -> Never<Self::AuditStream> {
+        never()
+    }
+}
+
+async fn follower(leader_revision: u64) -> (String, Arc<Mutex<u32>>, tokio::task::JoinSet<()>) {
+    let follower = Follower { leader_revision, asked: Arc::default() };
+    let asked = Arc::clone(&follower.asked);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let mut server = tokio::task::JoinSet::new();
+    server.spawn(async move {
+        let served = tonic::transport::Server::builder()
+            .add_service(InventoryServer::new(follower.clone()))
+            .add_service(OperationsServer::new(follower));
+        served.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+    });
+    (endpoint, asked, server)
+}
+
+#[tokio::test]
+async fn what_may_be_old_is_said_beside_the_list_and_asked_for_only_then() {
+    let (endpoint, asked, _server) = follower(0).await;
+    let (exit, out, error) = berth(&format!("get nodes --endpoint {endpoint}")).await;
+    assert!(exit == Exit::Done && out.contains("hv-02"), "{out}{error}");
+    assert_eq!(error, "no controller leads, or it is not heard: what is shown may be old\n");
+    for line in ["get gpus", "get vms"] {
+        let (_, _, error) = berth(&format!("{line} --endpoint {endpoint}")).await;
+        assert_eq!(error, "", "{line}: some of it is fresh");
+    }
+    assert_eq!(*asked.lock().unwrap(), 1);
+    let (endpoint, _, _server) = follower(7).await;
+    let (_, _, error) = berth(&format!("get nodes --endpoint {endpoint}")).await;
+    assert_eq!(error, "", "a leader is heard, and the agents are gone");
+}
+
+#[tokio::test]
+async fn vms_of_a_node_come_by_name() {
+    let (endpoint, _, _server) = follower(7).await;
+    check(
+        &format!("get vms --endpoint {endpoint}"),
+        Exit::Done,
+        expect![[r#"
+        VM    NODE    STATE         GPUS   PINNED   PLACEMENT
+        Cad   hv-01   Unspecified      0   no
+        db    hv-01   Unspecified      0   no
+        web   hv-01   Unspecified      0   no
+        app   hv-02   Unspecified      0   no
+    "#]],
+        expect![""],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_backup_that_cannot_be_written_is_told_by_the_name_that_was_asked_for() {
+    // Before anybody is asked: nobody listens there.
+    let port = closed_port();
+    let (dir, [plain]) = files([("plain", "")]);
+    let missing = dir.path().join("missing");
+    for (file, why) in [
+        (missing.join("x.backup"), format!("x.backup: directory {} does not exist", missing.display())),
+        (std::path::Path::new(&plain).join("x.backup"), format!("x.backup: {plain} is no directory")),
+    ] {
+        let (exit, _, error) = berth(&format!("backup {} --endpoint http://127.0.0.1:{port}", file.display())).await;
+        assert_eq!((exit, error), (Exit::Failed, format!("error: cannot write {why}\n")));
+    }
+    let (exit, _, error) =
+        berth(&format!("backup {}/x.backup --endpoint http://127.0.0.1:{port} --deadline 1s", dir.path().display()))
+            .await;
+    assert_eq!(exit, Exit::Unavailable, "{error}");
+    assert!(std::fs::read_dir(dir.path()).unwrap().count() == 1, "nothing is left behind");
+}
+
+#[cfg(feature = "dev")]
+#[tokio::test]
+async fn a_simulated_fleet_says_where_it_can_listen() {
+    check("dev --listen 0.0.0.0:7700", Exit::Usage, expect![""], expect![[r#"
+        error: --listen 0.0.0.0:7700 can be reached from other machines, and `berth dev` neither encrypts nor asks who calls; listen on 127.0.0.1, or run berth-controller with certificates
+    "#]]).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (exit, _, error) = berth(&format!("dev --nodes 1 --listen {}", taken.local_addr().unwrap())).await;
+    assert!(exit == Exit::Failed && error.ends_with("; --listen 127.0.0.1:0 takes a free one\n"), "{error}");
 }

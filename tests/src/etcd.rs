@@ -178,4 +178,15 @@ impl Etcd {
         ensure!(answer.status == 200, "{method} {body}: {} {}", answer.status, answer.body);
         answer.json()
     }
+
+    /// The same by somebody who has logged in, with the token of that.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn call_by(&self, token: &str, method: &str, body: &str) -> anyhow::Result<serde_json::Value> {
+        let header = format!("Authorization: {token}");
+        let answer = http::post_with(&self.member(0)?.endpoint, &format!("/{method}"), &header, body)?;
+        ensure!(answer.status == 200, "{method} {body}: {} {}", answer.status, answer.body);
+        answer.json()
+    }
 }

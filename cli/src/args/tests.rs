@@ -75,6 +75,70 @@ fn bad_usage_is_refused_with_exit_code_2() {
     }
 }
 
+/// What is said of a command line that is not taken, without the tip after it.
+fn refused(line: &str) -> String {
+    let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
+    assert_eq!(error.exit_code(), 2, "{line}: {error}");
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn what_is_below_nothing_or_has_no_unit_is_answered_by_the_one_who_reads_it() {
+    for (line, why) in [
+        ("place p --vm v --min-vram 24", "24 has no unit; write it like 24GiB"),
+        ("place p --vm v --memory 64", "64 has no unit; write it like 24GiB"),
+        ("place p --vm v --min-vram lots", "\"lots\" is no size; write it like 24GiB"),
+        ("place p --vm v --memory -64GiB", "\"-64GiB\" is no size; write it like 24GiB"),
+        ("place p --vm v --gpus -1", "-1 is not from 1 to 16"),
+        ("place p --vm v --gpus 17", "17 is not from 1 to 16"),
+        ("place p --vm v --gpus two", "\"two\" is no whole number from 1 to 16"),
+        ("place p --vm v --cpu -4", "write it as a number of cores, like 16 or 0.5, with at most three decimals"),
+        ("place p --vm v --hold -5m", "\"-5m\" is no length of time; write it like 90s, 10m or 2h"),
+        ("release p --version -1", "\"-1\" is no whole number of 0 or more"),
+        ("commit p --version -1", "\"-1\" is no whole number of 0 or more"),
+        ("audit --after -1", "\"-1\" is no whole number of 0 or more"),
+    ] {
+        let said = refused(&format!("berth {line}"));
+        assert!(said.starts_with("error: invalid value ") && said.ends_with(why), "{line}: {said}");
+    }
+}
+
+/// The help of a verb as a terminal of 80 columns shows it.
+fn help(verb: &str) -> String {
+    let mut all = Cli::command().term_width(80);
+    all.build();
+    all.find_subcommand_mut(verb).unwrap_or_else(|| panic!("no {verb}")).render_help().to_string()
+}
+
+#[test]
+fn a_verbs_own_options_come_before_those_of_the_connection() {
+    for verb in ["get", "describe", "place", "release", "adopt", "plan", "backup", "audit", "watch", "status"] {
+        let help = help(verb);
+        let at = |text: &str| help.find(text).unwrap_or_else(|| panic!("{verb} has no {text:?}: {help}"));
+        let connection = at("\nConnection:");
+        assert!(at("\nOptions:") < at("\nOutput:") && at("\nOutput:") < connection, "{help}");
+        for flag in ["--endpoint", "--ca ", "--cert", "--key", "--server-name", "--deadline"] {
+            assert!(at(&format!("      {flag}")) > connection, "{verb} {flag}: {help}");
+        }
+        assert!(!help.contains("--vm ") || at("      --vm ") < connection, "{help}");
+    }
+}
+
+/// Lines of prose that end early although the next one goes on are broken twice: by hand, and by the terminal.
+#[test]
+fn what_stands_below_the_options_is_wrapped_once() {
+    for verb in ["get", "place", "adopt", "backup", "audit"] {
+        let help = help(verb);
+        let (_, below) = help.split_once("\nExample").unwrap_or_else(|| panic!("{verb}: {help}"));
+        let lines: Vec<_> = below.lines().collect();
+        for pair in lines.windows(2) {
+            let prose = !pair[0].is_empty() && !pair[0].starts_with(' ') && !pair[0].ends_with(['.', ':']);
+            let first = pair[1].split(' ').next().unwrap_or_default();
+            assert!(!prose || pair[0].len() + 1 + first.len() > 78, "{verb}: {:?} is short of 80 columns", pair[0]);
+        }
+    }
+}
+
 #[test]
 fn cores_are_counted_in_thousandths() {
     for (text, milli) in [("16", 16_000), ("0.5", 500), ("1.25", 1_250), ("0.001", 1), ("0", 0)] {

@@ -3,7 +3,7 @@
 use crate::args::{Audit, Format};
 use crate::client::{Client, broken};
 use crate::error::Error;
-use crate::output::{Good, Out, judged, moment, short, table};
+use crate::output::{Good, Out, count, judged, moment, short, table};
 use crate::progress::Progress;
 use berth_proto::audit::{Broken, Chain, Mark, Taken};
 use berth_proto::v1::{self, AuditRecord};
@@ -70,10 +70,19 @@ pub async fn run(client: &Client, args: Audit, out: &mut Out<'_>) -> Result<(), 
         }
     }
     if verify {
-        let counted =
-            if not_recorded > 0 { format!(", {not_recorded} refused calls only counted") } else { String::new() };
+        let counted = if not_recorded > 0 {
+            format!(", {} only counted", count(not_recorded, "refused call"))
+        } else {
+            String::new()
+        };
         // The head stands last, for whoever cuts it off the line.
-        let text = format!("whole: {blocks} blocks after {}{counted}, head {}:{}", base.number, end.number, hex(&end));
+        let text = format!(
+            "whole: {} after {}{counted}, head {}:{}",
+            count(blocks, "block"),
+            base.number,
+            end.number,
+            hex(&end)
+        );
         match format {
             Some(Format::Json | Format::Yaml) => Progress::stderr().say(text),
             None | Some(Format::Table | Format::Wide) => out.line(text)?,

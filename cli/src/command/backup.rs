@@ -5,14 +5,14 @@
 use crate::args::Backup;
 use crate::client::{Client, broken};
 use crate::error::Error;
-use crate::output::Out;
+use crate::output::{Out, count};
 use crate::progress::Progress;
 use berth_proto::backup::{self, Seal};
 use berth_proto::v1;
 use bytesize::ByteSize;
 use prost::Message as _;
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -51,12 +51,33 @@ pub async fn run(client: &Client, args: Backup, out: &mut Out<'_>) -> Result<(),
     drop(progress);
     let Written { header, records, bytes } = written;
     out.line(format_args!(
-        "{}: {records} records at revision {} (term {}), {}",
+        "{}: {} at revision {} (term {}), {}",
         file.display(),
+        count(records, "record"),
         header.revision,
         header.term,
         ByteSize::b(bytes)
     ))
+}
+
+/// The directory a file is in.
+fn directory(file: &Path) -> &Path {
+    file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Names the file that was asked for: nobody has heard of the one it is until it is whole.
+fn cannot_write(file: &Path, why: &std::io::Error) -> Error {
+    let (dir, name) = (directory(file).display(), file.file_name().unwrap_or(file.as_os_str()).display());
+    let kind = why.kind();
+    Error::CannotWrite(if kind == ErrorKind::NotFound {
+        format!("{name}: directory {dir} does not exist")
+    } else if kind == ErrorKind::NotADirectory {
+        format!("{name}: {dir} is no directory")
+    } else if kind == ErrorKind::PermissionDenied {
+        format!("{name}: no permission to write into directory {dir}")
+    } else {
+        format!("{}: {why}", file.display())
+    })
 }
 
 fn refuse_existing(file: &Path, force: bool) -> Result<(), Error> {
@@ -104,10 +125,7 @@ impl Drop for Partial {
 
 /// One attempt. Writing blocks the only task that there is; a backup has nothing else to wait for.
 async fn once(client: &Client, file: &Path, force: bool, progress: &mut Progress) -> Result<Written, Failed> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Failed::ForGood(Error::File { path, source })
-    };
+    let unwritten = |why| Failed::ForGood(cannot_write(file, &why));
     let Some(name) = file.file_name() else {
         return Err(Failed::ForGood(Error::Usage(format!("{} is no name of a file", file.display()))));
     };
@@ -115,6 +133,9 @@ async fn once(client: &Client, file: &Path, force: bool, progress: &mut Progress
     let mut partial = name.to_owned();
     partial.push(format!(".{}.partial", uuid::Uuid::new_v4().simple()));
     let mut partial = Partial { path: file.with_file_name(partial), kept: false };
+    // Before anything is asked: a file that cannot be written is known at once.
+    let created = File::create_new(&partial.path);
+    let mut to = BufWriter::new(created.map_err(|why| Failed::ForGood(cannot_write(file, &why)))?);
     let slow = || {
         let why = format!("nothing came for {}", humantime::format_duration(client.deadline()));
         Failed::Again(Error::Unreachable { endpoint: client.endpoint().to_owned(), why })
@@ -126,7 +147,6 @@ async fn once(client: &Client, file: &Path, force: bool, progress: &mut Progress
         Ok(Err(status)) => return Err(Failed::of(&status, client)),
         Err(_) => return Err(slow()),
     };
-    let mut to = BufWriter::new(File::create_new(&partial.path).map_err(at(&partial.path))?);
     let (mut seal, mut bytes) = (Seal::default(), 0_u64);
     loop {
         let part = match tokio::time::timeout(client.deadline(), stream.message()).await {
@@ -138,27 +158,26 @@ async fn once(client: &Client, file: &Path, force: bool, progress: &mut Progress
         seal.take(&part).map_err(|error| Failed::not_whole(file, &error))?;
         let part = part.encode_length_delimited_to_vec();
         bytes = bytes.saturating_add(part.len().try_into().unwrap_or(u64::MAX));
-        to.write_all(&part).map_err(at(&partial.path))?;
-        progress.count(format!("{} records, {}", seal.records(), ByteSize::b(bytes)));
+        to.write_all(&part).map_err(unwritten)?;
+        progress.count(format!("{}, {}", count(seal.records(), "record"), ByteSize::b(bytes)));
     }
     let records = seal.records();
     let header = seal.end().map_err(|error| Failed::not_whole(file, &error))?;
-    let to = to.into_inner().map_err(std::io::IntoInnerError::into_error).map_err(at(&partial.path))?;
-    to.sync_all().map_err(at(&partial.path))?;
+    let to = to.into_inner().map_err(std::io::IntoInnerError::into_error).map_err(unwritten)?;
+    to.sync_all().map_err(unwritten)?;
     drop(to);
     // Somebody may have made it meanwhile.
     refuse_existing(file, force).map_err(Failed::ForGood)?;
-    std::fs::rename(&partial.path, file).map_err(at(file))?;
+    std::fs::rename(&partial.path, file).map_err(unwritten)?;
     partial.kept = true;
-    sync_directory(file).map_err(at(file))?;
+    sync_directory(file).map_err(unwritten)?;
     Ok(Written { header, records, bytes })
 }
 
 /// Makes the new name durable.
 #[cfg(unix)]
 fn sync_directory(file: &Path) -> std::io::Result<()> {
-    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
+    File::open(directory(file))?.sync_all()
 }
 
 /// Elsewhere the system orders renames by itself and does not let directories be opened.

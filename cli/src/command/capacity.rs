@@ -3,7 +3,7 @@
 use crate::args::{Format, Output};
 use crate::client::Client;
 use crate::error::Error;
-use crate::output::{Out, table};
+use crate::output::{Out, count, table};
 use berth_proto::v1;
 
 /// Runs the verb.
@@ -26,7 +26,10 @@ pub async fn run(client: &Client, args: Output, out: &mut Out<'_>) -> Result<(),
             let v1::SummarizeResponse { nodes, nodes_ready, .. } = summary;
             let lost = nodes.saturating_sub(nodes_ready);
             if lost > 0 {
-                out.line(format_args!("\n{lost} of {nodes} nodes are not ready and not counted as free; `berth get nodes --state notready` lists them"))?;
+                let (nodes, are) = (count(nodes, "node"), if lost == 1 { "is" } else { "are" });
+                out.line(format_args!(
+                    "\n{lost} of {nodes} {are} not ready and not counted as free; `berth get nodes --state notready` lists them"
+                ))?;
             }
             Ok(())
         }
@@ -42,8 +45,8 @@ fn limited(model: &str, limit: &v1::MmioLimit) -> String {
         most => format!("a VM can have at most {most} × {model}"),
     };
     let more = gpus_per_vm.saturating_add(1);
-    let s = if *nodes == 1 { "" } else { "s" };
-    format!("On {nodes} node{s} {most}, by address space: {more} would need {text} ({node})")
+    let nodes = count(*nodes, "node");
+    format!("On {nodes} {most}, by address space: {more} would need {text} ({node})")
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::args::{Dev, Provision};
 use crate::dev::{self, Options};
 use crate::error::Error;
 use crate::fleet;
-use crate::output::Out;
+use crate::output::{Out, count};
 use crate::progress::Progress;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +20,13 @@ const LOG: &str = "warn";
 /// What keeps it from starting, or makes it fail.
 pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
     let Dev { nodes, fleet, listen, data_dir, etcd, step_delay, provision } = args;
+    if !listen.ip().is_loopback() {
+        let text = format!(
+            "--listen {listen} can be reached from other machines, and `berth dev` neither encrypts nor asks who calls; listen on \
+             127.0.0.1, or run berth-controller with certificates"
+        );
+        return Err(Error::Usage(text));
+    }
     let fleet = match &fleet {
         Some(file) => fleet::read(file)?,
         None => fleet::standard(nodes)?,
@@ -42,7 +49,7 @@ pub async fn run(args: Dev, out: &mut Out<'_>) -> Result<(), Error> {
         data_dir.or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned())).unwrap_or_else(PathBuf::new);
     let mut stop = std::pin::pin!(interrupted()?);
     let gpus: usize = fleet.nodes.iter().map(|node| node.gpus.len()).sum();
-    let what = format!("{} simulated nodes with {gpus} GPUs", fleet.nodes.len());
+    let what = format!("{} with {}", count(fleet.nodes.len(), "simulated node"), count(gpus, "GPU"));
     let provision = provision == Provision::Auto;
     let truth = etcd.join(", ");
     let options = Options { fleet, listen, data_dir: data_dir.clone(), step_delay, provision, etcd };
@@ -100,6 +107,7 @@ fn greet(
     }
     match running.left_out() {
         0 => {}
+        1 => out.line("It knows 1 node that is not in this fleet; it shows as Lost.")?,
         n => out.line(format_args!("It knows {n} nodes that are not in this fleet; they show as Lost."))?,
     }
     if provision {

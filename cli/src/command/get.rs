@@ -25,6 +25,30 @@ pub async fn run(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Er
     }
 }
 
+/// Notes that what is shown may be old, where the controller hears no leader. It is asked only when `unheard`, nothing of
+/// what is shown is fresh: a second call for every list would be waste.
+async fn note_if_old(client: &Client, unheard: bool, out: &mut Out<'_>) {
+    if !unheard {
+        return;
+    }
+    let asked = client.read(v1::StatusRequest {}, |r| {
+        let mut api = client.operations();
+        async move { api.status(r).await }
+    });
+    // The list was answered; that nobody says more of it is no failure.
+    if let Ok(status) = asked.await
+        && !status.leader
+        && status.leader_revision == 0
+    {
+        out.aside("no controller leads, or it is not heard: what is shown may be old");
+    }
+}
+
+/// Whether there is something and nothing of it is fresh.
+fn all_old<T>(items: &[T], old: impl Fn(&T) -> bool) -> bool {
+    !items.is_empty() && items.iter().all(old)
+}
+
 /// A filter has no meaning beside the name of one thing.
 fn alone(args: &Get) -> Result<(), Error> {
     match [("--node", &args.node), ("--model", &args.model), ("--state", &args.state)]
@@ -62,6 +86,7 @@ async fn nodes(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Erro
                 async move { api.get_node(r).await }
             })
             .await?;
+        note_if_old(client, !node.connected, out).await;
         return match format {
             Format::Table | Format::Wide => {
                 out.table(table::nodes(std::slice::from_ref(&node), format == Format::Wide, out.style), "no nodes")
@@ -85,6 +110,7 @@ async fn nodes(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Erro
         let having: BTreeSet<_> = gpus.items.into_iter().map(|gpu| gpu.node).collect();
         found.retain(|node| having.contains(&node.name));
     }
+    note_if_old(client, all_old(&found, |node| !node.connected), out).await;
     match format {
         Format::Table | Format::Wide => out.table(table::nodes(&found, format == Format::Wide, out.style), "no nodes"),
         Format::Json | Format::Yaml => {
@@ -141,6 +167,8 @@ async fn gpus(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Error
         }
     }
     let list::Whole { items, revision } = list::gpus(client, filter).await?;
+    let old = |gpu: &v1::Gpu| gpu.unavailable.iter().any(|why| why.term == "node_ready");
+    note_if_old(client, all_old(&items, old), out).await;
     match format {
         Format::Table | Format::Wide => out.table(table::gpus(&items, format == Format::Wide, out.style), "no GPUs"),
         Format::Json | Format::Yaml => {
@@ -188,6 +216,7 @@ async fn vms(client: &Client, args: Get, out: &mut Out<'_>) -> Result<(), Error>
             return Err(Error::NotFound(format!("no VM {name} was seen on any node")));
         }
     }
+    note_if_old(client, all_old(&items, |vm| !vm.fresh), out).await;
     match format {
         Format::Table | Format::Wide => out.table(table::vms(&items, format == Format::Wide), "no VMs"),
         Format::Json | Format::Yaml => {

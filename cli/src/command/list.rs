@@ -78,8 +78,9 @@ pub(super) async fn gpus(client: &Client, filter: v1::ListGpusRequest) -> Result
     .await
 }
 
+/// VMs in order of node and name.
 pub(super) async fn vms(client: &Client, filter: v1::ListVmsRequest) -> Result<Whole<v1::Vm>, Error> {
-    whole(|page_token| {
+    let mut all = whole(|page_token| {
         let request = v1::ListVmsRequest { page_size: PAGE, page_token, ..filter.clone() };
         async move {
             let answer = client
@@ -91,7 +92,11 @@ pub(super) async fn vms(client: &Client, filter: v1::ListVmsRequest) -> Result<W
             Ok((answer.vms, answer.next_page_token, answer.revision))
         }
     })
-    .await
+    .await?;
+    // They come by id, which says nothing to anybody.
+    let name = |vm: &v1::Vm| vm.observed.as_ref().map(|seen| (seen.name.to_lowercase(), seen.id.clone()));
+    all.items.sort_by_cached_key(|vm| (vm.node.clone(), name(vm)));
+    Ok(all)
 }
 
 pub(super) async fn drift(client: &Client, filter: v1::ListDriftRequest) -> Result<Whole<v1::Difference>, Error> {

@@ -32,7 +32,7 @@ pub async fn run(client: &Client, args: Place, out: &mut Out<'_>) -> Result<(), 
         Format::Table | Format::Wide => {
             let one = table::placements(std::slice::from_ref(&placement), format == Format::Wide, out.style);
             out.table(one, "")?;
-            let next = super::describe::placement::next(&placement, out.style);
+            let next = super::describe::placement::next(&placement, None, out.style);
             out.line(format_args!("\n{next}"))
         }
         Format::Json | Format::Yaml => out.message(format, "Placement", &placement),

@@ -69,7 +69,7 @@ fn print(requests: &[PlacementRequest], answer: &v1::PlanResponse, wide: bool, o
     let mut told: Vec<(String, Vec<&str>)> = Vec::new();
     for planned in answer.planned.iter().filter(|p| p.assignment.is_none()) {
         let why = match &planned.explanation {
-            Some(explanation) => explain(explanation),
+            Some(explanation) => explain(&of_this_file(explanation, &answer.planned)),
             None => planned.refusal.clone(),
         };
         match told.iter_mut().find(|(text, _)| *text == why) {
@@ -85,6 +85,22 @@ fn print(requests: &[PlacementRequest], answer: &v1::PlanResponse, wide: bool, o
         out.line(format_args!("\n{who}: {why}"))?;
     }
     Ok(())
+}
+
+/// An explanation in which what would have to give way is called a workload where it is one of this plan: nobody finds a
+/// placement of that name.
+fn of_this_file(explanation: &v1::Explanation, planned: &[v1::PlannedPlacement]) -> v1::Explanation {
+    let mut explanation = explanation.clone();
+    // One that does not fit takes nothing: then the name is a placement's.
+    let fits = |name: &str| planned.iter().any(|p| p.name == name && p.assignment.is_some());
+    for fix in explanation.nearest.iter_mut().flat_map(|nearest| &mut nearest.fixes) {
+        if let Some(rest) = fix.strip_prefix("placement ")
+            && rest.split_once(' ').is_some_and(|(name, _)| fits(name))
+        {
+            *fix = format!("workload {rest}");
+        }
+    }
+    explanation
 }
 
 /// Plans against a described fleet, with the same brain the controller has.

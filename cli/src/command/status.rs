@@ -3,7 +3,7 @@
 use crate::args::{Format, Output};
 use crate::client::Client;
 use crate::error::Error;
-use crate::output::{Good, Out, ago, judged, table};
+use crate::output::{Good, Out, ago, count, judged, table};
 use berth_proto::v1;
 use comfy_table::Cell;
 
@@ -80,6 +80,6 @@ fn follower(status: &v1::StatusResponse) -> Cell {
     match (status.leader_revision, status.leader_revision.saturating_sub(status.revision)) {
         (0, _) => judged(format!("{leader}, which is not heard: what is observed is not fresh"), Good::Wait),
         (_, 0) => Cell::new(format!("{leader}, up to date")),
-        (_, behind) => judged(format!("{leader}, {behind} revisions behind"), Good::Wait),
+        (_, behind) => judged(format!("{leader}, {} behind", count(behind, "revision")), Good::Wait),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::client::{Client, broken};
 use crate::error::Error;
-use crate::output::table;
+use crate::output::{moment, table};
 use crate::progress::Progress;
 use berth_proto::v1;
 use std::time::Duration;
@@ -36,6 +36,24 @@ pub async fn get(client: &Client, name: &str) -> Result<v1::Placement, Error> {
             async move { api.get(r).await }
         })
         .await
+}
+
+/// The node that a placement is on. None where it has none, or the controller does not say: what is told of the placement
+/// must not fail for it.
+pub(crate) async fn node_of(client: &Client, placement: &v1::Placement) -> Option<v1::Node> {
+    let name = placement.assignment.as_ref()?.node.clone();
+    let asked = client.read(v1::GetNodeRequest { name }, |r| {
+        let mut api = client.inventory();
+        async move { api.get_node(r).await }
+    });
+    asked.await.ok()
+}
+
+/// A node's agent that is not there, and since when. A controller that does not hear the leader knows nothing of agents:
+/// it says so by another name.
+pub(crate) fn absent_agent(node: &v1::Node) -> Option<String> {
+    let since = moment(node.since.as_ref()).map(|at| format!(" since {at}")).unwrap_or_default();
+    (node.not_ready == "NodeDisconnected").then(|| format!("{}'s agent, which is not connected{since}", node.name))
 }
 
 /// Whether `placement` has come to the goal, or to another end.
@@ -93,7 +111,7 @@ pub async fn until(
         }
         last = match tokio::time::timeout_at(end, follow(client, &name, &uid, &mut placement, goal, progress)).await {
             Ok(Ok(())) | Err(_) => Ok(()),
-            Ok(Err(error @ (Error::Unreachable { .. } | Error::Unsure { .. }))) => {
+            Ok(Err(error)) if error.may_pass() => {
                 progress.say("the controller does not answer, trying again");
                 tokio::time::sleep(AGAIN).await;
                 Err(error)
@@ -103,7 +121,8 @@ pub async fn until(
     }
     last?;
     let phase = table::phase_name(&placement);
-    Err(Error::WaitedTooLong { what: name, phase, waited: timeout })
+    let waits_for = node_of(client, &placement).await.as_ref().and_then(absent_agent);
+    Err(Error::WaitedTooLong { what: name, phase, waited: timeout, waits_for })
 }
 
 /// Follows one stream until the placement comes to the goal or another end, or the stream ends.

@@ -1,6 +1,6 @@
-//! Sizes in files: a number of bytes, or text with a unit such as `512GiB`.
+//! Sizes in files: text with a unit such as `512GiB`.
 
-use bytesize::ByteSize;
+use crate::values;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use std::fmt;
 
@@ -17,13 +17,10 @@ impl<'de> Deserialize<'de> for Size {
                 f.write_str("a size such as 512GiB")
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<Size, E> {
-                match text.parse::<ByteSize>() {
-                    Ok(size) => Ok(Size(size.as_u64())),
-                    Err(_) => Err(E::custom(format!("{text:?} is no size; write it like 512GiB"))),
-                }
+                values::size(text).map(|size| Size(size.as_u64())).map_err(E::custom)
             }
         }
-        // Asking for text gives plain numbers as they were written, too.
+        // Asking for text gives plain numbers as they were written, too: they are refused in the same words.
         from.deserialize_str(Text)
     }
 }

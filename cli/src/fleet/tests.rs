@@ -150,15 +150,38 @@ fn what_is_wrong_in_yaml_is_named_by_line_and_path() {
         "f.yaml",
         "nodes:\n  - {name: a, cpu: -1, timing: {step: soon}}\n",
         expect![[r#"
-        f.yaml:2: nodes[0].cpu: -1 is no number of cores
-        f.yaml:2: nodes[0].timing.step: expected number at 0; write it like 90s, 10m or 2h"#]],
+            f.yaml:2: nodes[0].cpu: -1 is no number of cores
+            f.yaml:2: nodes[0].timing.step: "soon" is no length of time; write it like 90s, 10m or 2h"#]],
     );
     refuse(
         "f.yaml",
         "nodes:\n  - {name: a, memory: lots}\n",
-        expect![[r#"f.yaml:2: "lots" is no size; write it like 512GiB"#]],
+        expect![[r#"f.yaml:2: "lots" is no size; write it like 24GiB"#]],
     );
-    refuse("f.yaml", "nodes: {\n", expect!["f.yaml:1: expected sequence start"]);
+    refuse("f.yaml", "nodes: {\n", expect!["f.yaml:1: unclosed bracket '{'"]);
+    refuse("f.yaml", "nodes: { name: a }\n", expect![[r#"f.yaml:1: nodes is a list: begin each with "- name:""#]]);
+    refuse("f.yaml", "- { name: render, gpus: 2 }\n", expect![[r#"f.yaml: has no "nodes:"; is it a workload file?"#]]);
+    refuse("f.yaml", "defaults: { cpu: 4 }\n", expect![[r#"f.yaml: has no "nodes:""#]]);
+    refuse(
+        "f.yaml",
+        "nodes:\n  - {name: a}\nvms: []\n",
+        expect!["f.yaml:3: unknown field `vms`, expected one of defaults, nodes"],
+    );
+    refuse(
+        "f.yaml",
+        "nodes:\n  - {name: a, gpus: A16}\n",
+        expect!["f.yaml:2: gpus is a list: write [{ model: A16, count: 4 }]"],
+    );
+    refuse(
+        "f.yaml",
+        "nodes:\n  - {name: a, gpus: [{model: A16, count: two}]}\n",
+        expect![[r#"f.yaml:2: count: "two" is no whole number from 1 to 64"#]],
+    );
+    refuse(
+        "f.yaml",
+        "nodes:\n  - {name: a}\n  - {name: b, memory: 64}\n",
+        expect!["f.yaml:3: 64 has no unit; write it like 24GiB"],
+    );
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Fleets as YAML: defaults, nodes, their GPUs and VMs. Unknown keys are refused.
 
 use super::size::Size;
-use super::{At, Found, Gpu, MAX_NODES, Node, Slots, Timing, Vm, card, plain, repeat};
+use super::{At, Found, Gpu, MAX_NODES, Node, Slots, Timing, Vm, card, plain, repeat, shape};
+use crate::values::duration;
 use berth_agent_core::cards;
 use berth_model::ModelName;
 use berth_model::gpu::{Finding, Fingerprint, HostDriver, MmioSize, SerialNumber, Survey, Verdict};
@@ -10,15 +11,51 @@ use berth_model::node::{HostFacts, Platform};
 use berth_model::pci::DeviceAddress;
 use berth_model::vm::VmState;
 use berth_model::{NodeName, VmId};
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
+use std::fmt;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
     defaults: HostEntry,
+    #[serde(default, deserialize_with = "nodes")]
+    nodes: Option<Vec<Spanned<NodeEntry>>>,
+}
+
+/// The file as a whole: what is no fleet at all is mostly the other kind of file.
+struct Whole {
+    defaults: HostEntry,
     nodes: Vec<Spanned<NodeEntry>>,
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Fleet;
+        impl<'de> Visitor<'de> for Fleet {
+            type Value = Whole;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a fleet: \"nodes:\" and what they are")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Whole, A::Error> {
+                match File::deserialize(MapAccessDeserializer::new(map))? {
+                    File { defaults, nodes: Some(nodes) } => Ok(Whole { defaults, nodes }),
+                    File { defaults: _, nodes: None } => Err(A::Error::custom("has no \"nodes:\"")),
+                }
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Whole, A::Error> {
+                Err(A::Error::custom("has no \"nodes:\"; is it a workload file?"))
+            }
+        }
+        from.deserialize_any(Fleet)
+    }
+}
+
+fn nodes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Spanned<NodeEntry>>>, D::Error> {
+    shape::list(from, |_| "nodes is a list: begin each with \"- name:\"".to_owned()).map(Some)
 }
 
 /// What defaults and nodes can both say.
@@ -38,6 +75,7 @@ struct HostEntry {
 #[serde(deny_unknown_fields)]
 struct NodeEntry {
     name: String,
+    #[serde(default, deserialize_with = "count")]
     count: Option<u32>,
     cluster: Option<String>,
     system: Option<String>,
@@ -46,10 +84,28 @@ struct NodeEntry {
     mmio_high_cap: Option<Size>,
     numa_nodes: Option<u16>,
     timing: Option<TimingEntry>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "gpu_entries")]
     gpus: Vec<Spanned<GpuEntry>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "vm_entries")]
     vms: Vec<Spanned<VmEntry>>,
+}
+
+fn count<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    shape::number(from, "count", u32::try_from(MAX_NODES).unwrap_or(u32::MAX)).map(Some)
+}
+
+fn gpu_count<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+    let most = u32::try_from(MAX_GPUS_PER_NODE).unwrap_or(u32::MAX);
+    let count = shape::number(from, "count", most)?;
+    u16::try_from(count).map(Some).map_err(|_| D::Error::custom(format_args!("count: {count} is not from 1 to {most}")))
+}
+
+fn gpu_entries<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Spanned<GpuEntry>>, D::Error> {
+    shape::list(from, |_| "gpus is a list: write [{ model: A16, count: 4 }]".to_owned())
+}
+
+fn vm_entries<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Spanned<VmEntry>>, D::Error> {
+    shape::list(from, |_| "vms is a list: write [{ name: file-server }]".to_owned())
 }
 
 #[derive(Clone, Deserialize)]
@@ -63,6 +119,7 @@ struct TimingEntry {
 struct GpuEntry {
     model: String,
     /// How many GPUs, not boards: an A16 board has four.
+    #[serde(default, deserialize_with = "gpu_count")]
     count: Option<u16>,
     address: Option<String>,
     serial: Option<String>,
@@ -90,6 +147,7 @@ enum DriverEntry {
 #[serde(deny_unknown_fields)]
 struct VmEntry {
     name: String,
+    #[serde(default, deserialize_with = "count")]
     count: Option<u32>,
     id: Option<String>,
     #[serde(default)]
@@ -111,7 +169,7 @@ enum StateEntry {
 pub(super) fn parse(text: &str) -> Found {
     let mut found = Found::default();
     let options = serde_saphyr::options! { with_snippet: false };
-    let File { defaults, nodes } = match serde_saphyr::from_str_with_options(text, options) {
+    let Whole { defaults, nodes } = match serde_saphyr::from_str_with_options(text, options) {
         Ok(file) => file,
         Err(e) => {
             let line = e.location().map(|at| at.line());
@@ -149,10 +207,7 @@ fn node(found: &mut Found, defaults: &HostEntry, line: Option<u64>, path: &str, 
     let cpu_milli = good(found, line, format!("{path}.cpu"), cores(cpu.or(defaults.cpu).unwrap_or(64.0)));
     let memory = memory.or(defaults.memory).unwrap_or(Size(512 << 30));
     let numa_nodes = numa_nodes.or(defaults.numa_nodes).unwrap_or(2);
-    let step = timing
-        .as_ref()
-        .or(defaults.timing.as_ref())
-        .map(|t| humantime::parse_duration(&t.step).map_err(|e| format!("{e}; write it like 90s, 10m or 2h")));
+    let step = timing.as_ref().or(defaults.timing.as_ref()).map(|t| duration(&t.step));
     let step = step.and_then(|step| good(found, line, format!("{path}.timing.step"), step));
     let gpus = self::gpus(found, path, numa_nodes, gpus);
     let vms = self::vms(found, path, vms);

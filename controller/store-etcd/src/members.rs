@@ -98,7 +98,15 @@ impl Members {
             let connect = || Client::connect([&member.url], Some(self.options.clone()));
             // Nothing of ours is sent before there is a client, which at most logs in.
             let client = member.client.get_or_try_init(connect).await.map_err(|error| Trouble::of(&error).unsent())?;
-            call(client.clone()).await.map_err(|error| Trouble::of(&error))
+            let done = match call(client.clone()).await {
+                // A token of this kind tells of which state of etcd's users it is. Refused before anything was done.
+                Err(error) if Trouble::is_old_token(&error) => match client.refresh_token().await {
+                    Ok(()) => call(client.clone()).await,
+                    Err(_) => Err(error),
+                },
+                done => done,
+            };
+            done.map_err(|error| Trouble::of(&error))
         };
         let outcome = match tokio::time::timeout(limit, work).await {
             Ok(outcome) => outcome,

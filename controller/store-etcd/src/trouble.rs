@@ -43,6 +43,13 @@ impl Trouble {
         }
     }
 
+    /// Whether somebody changed etcd's users or roles since the token was given, so that it counts no more (tokens of kind
+    /// `jwt`; others are not bound to that).
+    pub(crate) fn is_old_token(error: &Etcd) -> bool {
+        matches!(error, Etcd::GRpcStatus(status)
+            if status.code() == Code::InvalidArgument && status.message().contains("revision of auth store is old"))
+    }
+
     #[expect(clippy::wildcard_enum_match_arm, reason = "whatever is not known for sure may have happened")]
     fn of_status(status: &Status) -> Self {
         let text = status.message();

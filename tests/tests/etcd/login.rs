@@ -37,6 +37,35 @@ async fn users_log_in_with_the_password_of_their_file() {
 }
 
 #[tokio::test]
+async fn a_token_that_a_change_of_roles_made_old_is_renewed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (secret, password) = (dir.path().join("secret"), dir.path().join("password"));
+    fs::write(&secret, "only for this test").unwrap();
+    fs::write(&password, "correct horse").unwrap();
+    let token = format!("jwt,priv-key={},sign-method=HS256,ttl=10m", secret.display());
+    let args = vec!["--auth-token".to_owned(), token];
+    let test = "a_token_that_a_change_of_roles_made_old_is_renewed";
+    let Some(server) = Server::start(test, 1, &etcd::Options { args, tls: false }).unwrap() else { return };
+    server.call("v3/auth/user/add", r#"{"name": "root", "password": "correct horse"}"#).unwrap();
+    server.call("v3/auth/role/add", r#"{"name": "root"}"#).unwrap();
+    server.call("v3/auth/user/grant", r#"{"user": "root", "role": "root"}"#).unwrap();
+    server.call("v3/auth/enable", "{}").unwrap();
+
+    let user = Options { user: Some("root".to_owned()), password_file: Some(password), ..options(&server) };
+    let store = Etcd::connect(user).await.unwrap();
+    store.commit(put("a", "1")).await.unwrap();
+    let login = r#"{"name": "root", "password": "correct horse"}"#;
+    let answer = server.call("v3/auth/authenticate", login).unwrap();
+    let token = answer["token"].as_str().unwrap();
+    // For another program. The first question after it, and the first write after the next one, come with an old token.
+    server.call_by(token, "v3/auth/role/add", r#"{"name": "another"}"#).unwrap();
+    assert_eq!(store.get("a").await.unwrap().unwrap().value, "1");
+    let answer = server.call("v3/auth/authenticate", login).unwrap();
+    server.call_by(answer["token"].as_str().unwrap(), "v3/auth/role/add", r#"{"name": "third"}"#).unwrap();
+    store.commit(put("a", "2")).await.unwrap();
+}
+
+#[tokio::test]
 async fn tls_needs_the_right_authority_and_our_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let authority = |name: &str| {

@@ -2,6 +2,7 @@
 
 use super::meaning;
 use crate::client::Client;
+use crate::command::wait;
 use crate::error::Error;
 use crate::output::{Good, Out, Style, age, ago, cores, judged, moment, short, size, table};
 use berth_model::gpu::MmioSize;
@@ -10,7 +11,7 @@ use berth_proto::v1;
 use comfy_table::{Cell, Table};
 
 pub(super) async fn run(client: &Client, name: &str, out: &mut Out<'_>) -> Result<(), Error> {
-    let placement = crate::command::wait::get(client, name).await?;
+    let placement = wait::get(client, name).await?;
     out.table(life(&placement, out.style), "")?;
     let meant: Vec<_> = meaning::of_placement(&placement).collect();
     if !meant.is_empty() {
@@ -32,7 +33,8 @@ pub(super) async fn run(client: &Client, name: &str, out: &mut Out<'_>) -> Resul
         out.line("\nHistory")?;
         out.table(history(&placement, out.style), "")?;
     }
-    out.line(format_args!("\nNext\n{}", next(&placement, out.style)))
+    let node = wait::node_of(client, &placement).await;
+    out.line(format_args!("\nNext\n{}", next(&placement, node.as_ref(), out.style)))
 }
 
 fn life(placement: &v1::Placement, style: Style) -> Table {
@@ -249,12 +251,17 @@ fn adoption(placement: &v1::Placement) -> Option<&v1::Adoption> {
     })
 }
 
-/// What happens next, or what somebody must do.
-pub(in crate::command) fn next(placement: &v1::Placement, style: Style) -> String {
+/// What happens next, or what somebody must do; `known` is the placement's node, where it was asked for.
+pub(in crate::command) fn next(placement: &v1::Placement, known: Option<&v1::Node>, style: Style) -> String {
     let request = placement.request.clone().unwrap_or_default();
     let (name, vm) = (request.name, request.vm);
     let node = placement.assignment.as_ref().map(|a| a.node.clone()).unwrap_or_default();
     let left = moment(placement.deadline.as_ref()).map(|at| age(at.since(style.now()))).unwrap_or_default();
+    if let Some((known, agent)) = known.and_then(|known| Some((known, wait::absent_agent(known)?)))
+        && let Some(text) = without_agent(placement, known, &agent, &left)
+    {
+        return text;
+    }
     if placement.conditions.iter().any(|c| c.r#type == "NodeLost") {
         return format!(
             "Nothing, until {node} is back: a placement keeps its GPUs while its node cannot be heard. Look at the agent on {node}."
@@ -288,5 +295,100 @@ pub(in crate::command) fn next(placement: &v1::Placement, style: Style) -> Strin
             format!("The agent on {node} goes on trying to give the GPUs back; until then they stay claimed.")
         }
         v1::Phase::Unspecified => "This controller knows a phase that this `berth` does not: update it.".to_owned(),
+    }
+}
+
+/// What happens next while the node's agent is not there; None where nothing waits for it.
+fn without_agent(placement: &v1::Placement, known: &v1::Node, agent: &str, left: &str) -> Option<String> {
+    let node = &known.name;
+    let undone = format!("If this phase is not over within {left}, everything is undone");
+    Some(match placement.phase() {
+        v1::Phase::Held => {
+            let request = placement.request.clone().unwrap_or_default();
+            format!(
+                "Start {agent}, and create VM {} on {node}, not as a cluster role, within {left}: its agent sees it and goes on. `berth release {}` gives up.",
+                request.vm, request.name
+            )
+        }
+        v1::Phase::Preparing | v1::Phase::Attaching | v1::Phase::Starting | v1::Phase::Verifying => {
+            format!("It waits for {agent}; start it. {undone}.")
+        }
+        v1::Phase::Active => {
+            // A controller that began after that has not seen it at all.
+            let seen = moment(known.last_seen.as_ref()).map(|at| format!(", last seen at {at}"));
+            let since = || moment(known.since.as_ref()).map(|at| format!(" since {at}"));
+            let seen = seen.or_else(since).unwrap_or_default();
+            format!(
+                "It keeps its GPUs, but how its VM is now is not known: {node}'s agent is not connected{seen}. Start the agent on {node}."
+            )
+        }
+        v1::Phase::Releasing => {
+            format!("It waits for {agent}; start it. The GPUs are free when it has given them back.")
+        }
+        v1::Phase::Failed if !placement.undone => {
+            format!("It waits for {agent}; start it. The GPUs stay claimed until it has given them back.")
+        }
+        v1::Phase::Queued | v1::Phase::Released | v1::Phase::Failed | v1::Phase::Unspecified => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::Timestamp;
+    use expect_test::expect;
+
+    const STYLE: Style = Style { colour: false, clock: || Timestamp::from_millis(3_600_000) };
+
+    fn node(not_ready: &str) -> v1::Node {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        v1::Node {
+            name: "hv-01".into(),
+            connected: not_ready.is_empty(),
+            not_ready: not_ready.into(),
+            since: at(3_000),
+            last_seen: at(2_990),
+            ..Default::default()
+        }
+    }
+
+    fn placement(phase: v1::Phase) -> v1::Placement {
+        v1::Placement {
+            request: Some(v1::PlacementRequest { name: "one".into(), vm: "vm-1".into(), ..Default::default() }),
+            assignment: Some(v1::Assignment { node: "hv-01".into(), ..Default::default() }),
+            phase: phase.into(),
+            deadline: Some(prost_types::Timestamp { seconds: 3_660, nanos: 0 }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_not_there_is_what_is_waited_for() {
+        let lost = node("NodeDisconnected");
+        let phases = [
+            v1::Phase::Held,
+            v1::Phase::Attaching,
+            v1::Phase::Active,
+            v1::Phase::Releasing,
+            v1::Phase::Failed,
+            v1::Phase::Released,
+        ];
+        let told: Vec<_> = phases.map(|phase| next(&placement(phase), Some(&lost), STYLE)).into();
+        expect![[r#"
+            Start hv-01's agent, which is not connected since 1970-01-01T00:50:00Z, and create VM vm-1 on hv-01, not as a cluster role, within 60s: its agent sees it and goes on. `berth release one` gives up.
+            It waits for hv-01's agent, which is not connected since 1970-01-01T00:50:00Z; start it. If this phase is not over within 60s, everything is undone.
+            It keeps its GPUs, but how its VM is now is not known: hv-01's agent is not connected, last seen at 1970-01-01T00:49:50Z. Start the agent on hv-01.
+            It waits for hv-01's agent, which is not connected since 1970-01-01T00:50:00Z; start it. The GPUs are free when it has given them back.
+            It waits for hv-01's agent, which is not connected since 1970-01-01T00:50:00Z; start it. The GPUs stay claimed until it has given them back.
+            Nothing: it is over, and its GPUs are free."#]].assert_eq(&told.join("\n"));
+    }
+
+    #[test]
+    fn only_what_is_known_of_an_agent_is_told() {
+        let releasing = placement(v1::Phase::Releasing);
+        let usual = "The agent on hv-01 takes the GPUs back; they are free when this is over.";
+        for known in [None, Some(node("")), Some(node("NodeNotFresh"))] {
+            assert_eq!(next(&releasing, known.as_ref(), STYLE), usual, "{known:?}");
+        }
     }
 }
