@@ -78,6 +78,14 @@ impl Board {
         self.now.borrow().leads
     }
 
+    /// Waits until a leader is heard of that is alive; for ever when this controller ends before.
+    pub(crate) async fn wait_to_hear(&mut self) {
+        let heard = self.now.wait_for(|standing| standing.leads || standing.told.is_some()).await.is_ok();
+        if !heard {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Waits until this controller leads; `false` when it never will, because it ends.
     pub(crate) async fn wait_to_lead(&mut self) -> bool {
         self.now.wait_for(|standing| standing.leads).await.is_ok()

@@ -26,6 +26,9 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
+/// How long an agent that comes while no leader is heard is kept for the next one: a change of leaders, and less than agents
+/// wait for a welcome.
+const CHANGE: Duration = Duration::from_secs(6);
 /// How long an agent gets for its first message.
 const GREETING: Duration = Duration::from_secs(10);
 /// Heartbeats that may be missed before a session counts as dead: one may be lost to a busy host, two to bad luck.
@@ -104,6 +107,14 @@ impl NodeAgentService {
             () = self.stop.cancelled() => return,
         };
         if greeted {
+            let mut board = self.board.clone();
+            tokio::select! {
+                // Between two leaders an agent that is sent away is sent to one who is gone, tries again ever more rarely, and
+                // comes to the next one late.
+                _ = tokio::time::timeout(CHANGE, board.wait_to_hear()) => {}
+                () = out.closed() => return,
+                () = self.stop.cancelled() => return,
+            }
             let leader = self.board.now().leader.map(|leader| leader.endpoint).unwrap_or_default();
             let message = controller_message::Message::Redirect(v1::Redirect { leader });
             let _unheard =
