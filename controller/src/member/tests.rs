@@ -115,6 +115,11 @@ async fn all_show_the_same(controllers: &[Running]) {
     }
 }
 
+/// Whether a controller shows so many nodes that take placements.
+fn shows_ready(one: &Running, nodes: usize) -> bool {
+    one.replica.now().world.nodes().filter(|node| node.not_ready().is_none()).count() == nodes
+}
+
 async fn stop_all(controllers: Vec<Running>) {
     for one in controllers {
         one.stop().await;
@@ -175,10 +180,7 @@ async fn anyone_takes_a_change_and_everyone_shows_it_to_whoever_made_it() {
 async fn when_the_leader_goes_another_leads_and_agent_and_placements_go_on() {
     let (_turns, mut controllers) = three().await;
     let agent = Agent::start("n1", &addresses(&controllers), 4, &[(1, "vm-a")]);
-    eventually("the node is ready", || {
-        controllers.iter().all(|one| one.replica.now().world.nodes().any(|node| node.not_ready().is_none()))
-    })
-    .await;
+    eventually("the node is ready", || controllers.iter().all(|one| shows_ready(one, 1))).await;
     placements(&controllers[0]).create(asked("a")).await.unwrap();
     placements(&controllers[0]).create(asked("held")).await.unwrap();
     let phase =
@@ -213,10 +215,7 @@ async fn when_the_leader_goes_another_leads_and_agent_and_placements_go_on() {
 async fn who_lists_anew_names_no_revision_that_others_never_reach() {
     let (turns, mut controllers) = three().await;
     let _agent = Agent::start("n1", &addresses(&controllers), 1, &[(1, "vm-a")]);
-    eventually("the node is ready", || {
-        controllers.iter().all(|one| one.replica.now().world.nodes().any(|node| node.not_ready().is_none()))
-    })
-    .await;
+    eventually("the node is ready", || controllers.iter().all(|one| shows_ready(one, 1))).await;
     let made = placements(&controllers[0]).create(asked("a")).await.unwrap();
     let name = || "a".parse().unwrap();
     eventually("it is active everywhere", || {
@@ -225,7 +224,6 @@ async fn who_lists_anew_names_no_revision_that_others_never_reach() {
             .all(|one| one.replica.now().world.placement(&name()).is_some_and(|a| a.phase == Phase::Active))
     })
     .await;
-    drop(made);
     let other = turns.another();
     let sealed = async || other.get(berth_store::audit::HEAD).await.unwrap().map_or(0, |head| head.modified.0);
     let newest = || controllers.iter().map(|one| one.replica.now().revision).max().unwrap();
@@ -248,22 +246,19 @@ async fn who_lists_anew_names_no_revision_that_others_never_reach() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_seen_before_is_not_taken_for_one_to_be_made_because_another_leads() {
     let (_turns, mut controllers) = three().await;
-    let ready = |one: &Running, nodes: usize| {
-        one.replica.now().world.nodes().filter(|node| node.not_ready().is_none()).count() == nodes
-    };
     let all = addresses(&controllers);
     let (agent, _other) = (Agent::start("n1", &all, 2, &[(1, "vm-a")]), Agent::start("n2", &all, 2, &[]));
-    eventually("both nodes are ready", || controllers.iter().all(|one| ready(one, 2))).await;
+    eventually("both nodes are ready", || controllers.iter().all(|one| shows_ready(one, 2))).await;
     drop(agent);
     controllers.remove(leader(&controllers)).stop().await;
     eventually("another one leads, and n2 is ready", || {
-        is_settled(&controllers) && controllers.iter().all(|one| ready(one, 1))
+        is_settled(&controllers) && controllers.iter().all(|one| shows_ready(one, 1))
     })
     .await;
     let status = placements(&controllers[0]).create(asked("a")).await.unwrap_err();
     assert!(status.message().contains("1 of 2 nodes have not reported"), "{status:?}");
     let _agent = Agent::start("n1", &all, 2, &[(1, "vm-a")]);
-    eventually("n1 is back", || controllers.iter().all(|one| ready(one, 2))).await;
+    eventually("n1 is back", || controllers.iter().all(|one| shows_ready(one, 2))).await;
     let placed = placements(&controllers[0]).create(asked("a")).await.unwrap().into_inner();
     assert_eq!(placed.assignment.unwrap().node, "n1");
     stop_all(controllers).await;
@@ -412,10 +407,7 @@ async fn a_rolling_restart_under_load_fails_nobody_who_retries() {
     let (turns, mut controllers) = three().await;
     let addresses = addresses(&controllers);
     let _agent = Agent::start("n1", &addresses, 32, &[]);
-    eventually("the node is ready", || {
-        controllers.iter().all(|one| one.replica.now().world.nodes().any(|node| node.not_ready().is_none()))
-    })
-    .await;
+    eventually("the node is ready", || controllers.iter().all(|one| shows_ready(one, 1))).await;
     let (stop, all) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut clients = JoinSet::new();
     for client in 0..4 {
@@ -467,10 +459,7 @@ async fn a_rolling_restart_under_load_fails_nobody_who_retries() {
 async fn a_follower_lists_what_the_leader_lists() {
     let (_turns, controllers) = three().await;
     let _agent = Agent::start("n1", &addresses(&controllers), 2, &[(1, "vm-a")]);
-    eventually("the node is ready", || {
-        controllers.iter().all(|one| one.replica.now().world.nodes().any(|node| node.not_ready().is_none()))
-    })
-    .await;
+    eventually("the node is ready", || controllers.iter().all(|one| shows_ready(one, 1))).await;
     let mut shown = Vec::new();
     for one in &controllers {
         let mut api = InventoryClient::new(channel(one.local_addr));
