@@ -216,7 +216,7 @@ async fn who_lists_anew_names_no_revision_that_others_never_reach() {
     let (turns, mut controllers) = three().await;
     let _agent = Agent::start("n1", &addresses(&controllers), 1, &[(1, "vm-a")]);
     eventually("the node is ready", || controllers.iter().all(|one| shows_ready(one, 1))).await;
-    let made = placements(&controllers[0]).create(asked("a")).await.unwrap();
+    placements(&controllers[0]).create(asked("a")).await.unwrap();
     let name = || "a".parse().unwrap();
     eventually("it is active everywhere", || {
         controllers
